@@ -1,0 +1,453 @@
+"""Rules: pattern, check, rewrite; and the engine that applies them, counts, and explains misses.
+
+    class FuseConvBias(Rule):
+        \"\"\"add(conv2d(x, w), b[C, 1, 1]) => conv2d(x, w, flatten(b))\"\"\"
+
+        def pattern(self, op, x, w, b):
+            return op.add(op.conv2d(x, w).named("conv"), b)
+
+        def check(self, m, x, w, b):
+            if b.shape != (w.shape[0], 1, 1):
+                return no("b has shape {}, a bias is ({}, 1, 1)", b.shape, w.shape[0], at=b)
+            return yes
+
+        def rewrite(self, op, m, x, w, b):
+            return m.conv.replace(bias=op.reshape(b, (w.shape[0],)))
+
+In a pattern, operands left out must be absent, attributes left out may be anything, and a plain
+number stands for itself. Commutative ops match either way round. A value inside the pattern that
+is also used outside it would be computed twice, so the engine refuses unless `shared = True`.
+Reasons are formatted only when someone reads them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+
+from .errors import EffcError, RuleError
+from .graph import Graph
+from .op import OPS, Op, find_op
+from .text import node_text
+from .verify import window
+
+# ------------------------------------------------------------------ answers
+
+
+class Yes:
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return "yes"
+
+
+@dataclass(frozen=True)
+class No:
+    """A refusal with its reason, and the node the reason is about."""
+
+    template: str
+    args: tuple[object, ...] = ()
+    at: Op | None = None
+
+    def __bool__(self) -> bool:
+        return False
+
+    @property
+    def reason(self) -> str:
+        return self.template.format(*map(_show, self.args)) if self.args else self.template
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+Answer: TypeAlias = Yes | No
+yes = Yes()
+
+
+def no(template: str, *args: object, at: Op | None = None) -> No:
+    """Refuse, with a reason; `{}` in the template are filled only when the reason is read."""
+    return No(template, args, at)
+
+
+def _show(value: object) -> object:
+    if isinstance(value, tuple):
+        return f"({', '.join(str(_show(v)) for v in value)}{',' if len(value) == 1 else ''})"
+    return value
+
+
+# ------------------------------------------------------------------ patterns
+
+
+@dataclass(frozen=True, eq=False)
+class Var:
+    """Matches any operand (a node, or a number where the op takes one)."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Pat:
+    """Matches a node of one of `ops` whose fields match."""
+
+    ops: tuple[str, ...]
+    args: tuple[tuple[str, Any], ...]  # field name -> Var | Pat | literal
+    name: str | None = None
+    is_shared: bool = False
+
+    def named(self, name: str) -> Pat:
+        """Call the matched node `m.<name>` in check and rewrite."""
+        return Pat(self.ops, self.args, name, self.is_shared)
+
+    def shared(self) -> Pat:
+        """Allow the matched node to have users outside the pattern."""
+        return Pat(self.ops, self.args, self.name, True)
+
+
+ANY = Var("_")
+
+
+class PatternOps:
+    """`op.conv2d(x, w)` in a pattern. `op.one_of("relu", "gelu")(x)` matches either."""
+
+    any = ANY
+
+    def __getattr__(self, name: str) -> Any:
+        return self.one_of(name)
+
+    def one_of(self, *names: str) -> Any:
+        fields = [f.name for f in find_op(names[0]).fields if f.kind != "type"]
+
+        def build(*args: Any, **kwargs: Any) -> Pat:
+            bound = dict(zip(fields, args, strict=False)) | kwargs
+            return Pat(names, tuple(bound.items()))
+
+        return build
+
+
+class Ops:
+    """`op.conv2d(x, w)` in a rewrite makes a node."""
+
+    def __getattr__(self, name: str) -> type[Op]:
+        return find_op(name)
+
+
+op = Ops()
+_pattern_ops = PatternOps()
+
+
+# ------------------------------------------------------------------ matches
+
+
+@dataclass
+class Match:
+    """What a pattern matched: `m.root`, nodes by their pattern names, operands by variable name."""
+
+    graph: Graph
+    root: Op
+    nodes: dict[str, Op] = field(default_factory=dict)
+    vars: dict[str, Any] = field(default_factory=dict)
+    inner: list[tuple[Op, bool]] = field(default_factory=list)  # matched below root, is_shared
+    depth: int = 0
+    why: No | None = None
+
+    def __getattr__(self, name: str) -> Op:
+        try:
+            return self.__dict__["nodes"][name]
+        except KeyError:
+            raise AttributeError(f"the pattern names no node {name!r}") from None
+
+    def uses(self, node: Op) -> int:
+        return self.graph.uses(node)
+
+    def is_constant(self, node: Any) -> bool:
+        """Known before the first call: a number, a weight, or computed from weights alone."""
+        return not isinstance(node, Op) or node in self.graph.constants
+
+    # -- matching; a failed attempt leaves depth and why behind for the nearest-miss report
+
+    def match(self, pattern: Any, value: Any, user: Op | None) -> bool:
+        if isinstance(pattern, Var):
+            return self._var(pattern, value)
+        if isinstance(pattern, Pat):
+            return self._node(pattern, value, user)
+        same = type(value) is not bool and type(pattern) is not bool and value == pattern
+        if not (same or (type(value) is type(pattern) and value == pattern)):
+            return self._fail("expected {}, found {}", pattern, _brief(value), at=user)
+        return True
+
+    def _var(self, var: Var, value: Any) -> bool:
+        if var is ANY:
+            return True
+        if value is None:
+            return self._fail("operand {} is absent", var.name, at=self.root)
+        if var.name in self.vars and self.vars[var.name] is not value:
+            return self._fail("{} stands for two different values", var.name, at=self.root)
+        self.vars[var.name] = value
+        return True
+
+    def _node(self, pat: Pat, value: Any, user: Op | None) -> bool:
+        if not isinstance(value, Op) or value.name not in pat.ops:
+            return self._fail("expected {}, found {}", "|".join(pat.ops), _brief(value), at=user)
+        self.depth += 1
+        wanted = dict(pat.args)
+        for f in value.fields:
+            if f.name not in wanted and f.kind == "operand" and f.default is not MISSING:
+                if getattr(value, f.name) is not f.default:
+                    return self._fail("{} has a {}", value.name, f.name, at=value)
+        if not self._fields(value, wanted):
+            return False
+        if pat.name:
+            self.nodes[pat.name] = value
+        if user is not None:
+            self.inner.append((value, pat.is_shared))
+        return True
+
+    def _fields(self, node: Op, wanted: dict[str, Any]) -> bool:
+        orders = [wanted]
+        if getattr(node, "commutative", False) and {"a", "b"} <= wanted.keys():
+            orders.append(wanted | {"a": wanted["b"], "b": wanted["a"]})
+        best: tuple[int, No | None] = (-1, None)
+        for order in orders:
+            saved = (dict(self.nodes), dict(self.vars), list(self.inner), self.depth)
+            if all(self.match(p, getattr(node, k), node) for k, p in order.items()):
+                return True
+            best = max(best, (self.depth, self.why), key=lambda t: t[0])
+            self.nodes, self.vars, self.inner, self.depth = saved
+        self.depth, self.why = best
+        return False
+
+    def _fail(self, template: str, *args: object, at: Op | None) -> bool:
+        self.why = no(template, *args, at=at)
+        return False
+
+
+def _brief(value: Any) -> str:
+    return value.name if isinstance(value, Op) else repr(value)
+
+
+# ------------------------------------------------------------------ rules
+
+
+class Rule:
+    """One rewrite. The docstring's first line is the rule, `before => after`."""
+
+    shared: ClassVar[bool] = False  # True: matched inner values may have other users
+
+    def pattern(self, op: Any, *args: Any) -> Any:
+        """The pattern, or a tuple of alternatives; parameters after `op` are its variables."""
+        raise NotImplementedError
+
+    def check(self, m: Match, *args: Any) -> Answer:
+        return yes
+
+    def rewrite(self, op: Any, m: Match, *args: Any) -> Op:
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def title(self) -> str:
+        return (inspect.getdoc(self) or self.name).splitlines()[0]
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """A place where a rule nearly applied. `depth` counts the pattern nodes that did match."""
+
+    rule: str
+    graph: Graph = field(repr=False, compare=False)
+    node: Op = field(compare=False)
+    depth: int
+    checked: bool  # the pattern matched; check said no
+    why: No
+
+    @property
+    def reason(self) -> str:
+        return self.why.reason
+
+    @property
+    def where(self) -> str:
+        at = self.why.at
+        return (at.where if isinstance(at, Op) and at.where else "") or self.node.where
+
+    @property
+    def node_text(self) -> str:
+        return node_text(self.graph, self.node)
+
+
+@dataclass
+class RuleStats:
+    """Counters of one rule over one run."""
+
+    rule: str
+    title: str
+    attempts: int = 0
+    hits: int = 0
+    seconds: float = 0.0
+    misses: list[NearMiss] = field(default_factory=list)
+
+    KEEP: ClassVar[int] = 8
+
+    def missed(self, miss: NearMiss) -> None:
+        """Keep the nearest few; one per node."""
+        self.misses = [m for m in self.misses if m.node is not miss.node]
+        self.misses.append(miss)
+        self.misses.sort(key=lambda m: (m.checked, m.depth), reverse=True)
+        del self.misses[self.KEEP :]
+
+
+class Engine:
+    """Applies rules to a graph until none matches, and keeps the counts.
+
+    Raises RuleError when a rule throws or when `limit` sweeps do not come to rest.
+    """
+
+    def __init__(self, rules: Sequence[Rule], limit: int = 100) -> None:
+        self.rules, self.limit = tuple(rules), limit
+        self.stats = {r.name: RuleStats(r.name, r.title) for r in self.rules}
+        self.touched: list[Op] = []
+        self._by_root: dict[str, list[tuple[Rule, Pat]]] = {}
+        for rule in self.rules:
+            for alternative in _alternatives(rule):
+                for name in alternative.ops:
+                    self._by_root.setdefault(name, []).append((rule, alternative))
+
+    def run(self, graph: Graph) -> Graph:
+        for _ in range(self.limit):
+            replaced = self._sweep(graph)
+            if not replaced:
+                return graph
+            for stats in self.stats.values():
+                stats.misses.clear()  # the next sweep sees the same places again
+            graph = graph.substitute(replaced)
+        hottest = max(self.stats.values(), key=lambda s: s.hits).rule
+        raise RuleError(
+            f"rules do not come to rest after {self.limit} sweeps",
+            why=f"{hottest} applied most, {self.stats[hottest].hits} times",
+            fix="make the rule's result no longer match its own pattern",
+        )
+
+    def _sweep(self, graph: Graph) -> dict[Op, Op]:
+        replaced: dict[Op, Op] = {}
+        consumed: set[Op] = set()
+        for node in reversed(graph.nodes):
+            if node in consumed:
+                continue
+            for rule, pattern in self._by_root.get(node.name, ()):
+                m = self._attempt(graph, rule, pattern, node, consumed | replaced.keys())
+                if m is None:
+                    continue
+                result = self._rewrite(graph, rule, m)
+                result.from_(*(n for n, _ in reversed(m.inner)), node)
+                replaced[node] = result
+                consumed |= {n for n, _ in m.inner}
+                self.stats[rule.name].hits += 1
+                self.touched.append(result)
+                break
+        return replaced
+
+    def _attempt(
+        self, graph: Graph, rule: Rule, pattern: Pat, node: Op, taken: set[Op]
+    ) -> Match | None:
+        stats = self.stats[rule.name]
+        start = time.perf_counter()
+        stats.attempts += 1
+        m = Match(graph, node)
+        matched = m.match(pattern, node, None)
+        answer: Answer = yes if matched or m.why is None else m.why  # No is falsy: no `or` here
+        if matched and any(n in taken for n, _ in m.inner):
+            stats.seconds += time.perf_counter() - start
+            return None  # another rewrite of this sweep took part of it; the next sweep looks again
+        if matched:
+            answer = self._single_use(rule, m) and self._check(graph, rule, m)
+        if not answer:
+            stats.missed(NearMiss(rule.name, graph, node, m.depth, matched, answer))
+        stats.seconds += time.perf_counter() - start
+        return m if answer else None
+
+    def _single_use(self, rule: Rule, m: Match) -> Answer:
+        inside = {m.root, *(n for n, _ in m.inner)}
+        for node, is_shared in m.inner:
+            if rule.shared or is_shared:
+                continue
+            outside = [u for u in m.graph.users[node] if u not in inside]
+            if any(o is node for o in m.graph.outputs):
+                return no("{} is also an output", node.name, at=node)
+            if outside:
+                return no("{} is also used by {}", node.name, outside[0].name, at=node)
+        return yes
+
+    def _check(self, graph: Graph, rule: Rule, m: Match) -> Answer:
+        try:
+            return rule.check(m, *_arguments(rule, m))
+        except EffcError:
+            raise
+        except Exception as e:
+            raise _rule_error(graph, rule, m.root, "check", e) from e
+
+    def _rewrite(self, graph: Graph, rule: Rule, m: Match) -> Op:
+        try:
+            result = rule.rewrite(op, m, *_arguments(rule, m))
+        except Exception as e:
+            raise _rule_error(graph, rule, m.root, "rewrite", e) from e
+        if result.type != m.root.type:
+            raise RuleError(
+                f"{rule.name} changes the type of a value from {m.root.type} to {result.type}",
+                node=node_text(graph, m.root), where=m.root.where, context=window(graph, m.root),
+            )  # fmt: skip
+        return result
+
+
+def _rule_error(graph: Graph, rule: Rule, node: Op, step: str, e: Exception) -> RuleError:
+    return RuleError(
+        f"{rule.name}.{step} failed: {type(e).__name__}: {e}",
+        node=node_text(graph, node), where=node.where, why=rule.title, context=window(graph, node),
+    )  # fmt: skip
+
+
+def _alternatives(rule: Rule) -> tuple[Pat, ...]:
+    variables = [Var(name) for name in list(inspect.signature(rule.pattern).parameters)[1:]]
+    made = rule.pattern(_pattern_ops, *variables)
+    return made if isinstance(made, tuple) else (made,)
+
+
+def _arguments(rule: Rule, m: Match) -> list[Any]:
+    """Matched variables in the order of the pattern's parameters; None where an alternative has none."""
+    return [m.vars.get(name) for name in list(inspect.signature(rule.pattern).parameters)[1:]]
+
+
+def algebraic(title: str, before: Any, after: Any) -> Rule:
+    """A rule without conditions, as data: `algebraic("mul(x, 1) => x", before, after)`.
+
+    before, after: functions of (op, x, ...) written as calls, as `pattern` and `rewrite` are.
+    """
+
+    class Algebraic(Rule):
+        __doc__ = title
+
+        def pattern(self, op: Any, *args: Any) -> Any:
+            return before(op, *args)
+
+        def rewrite(self, op: Any, m: Match, *args: Any) -> Op:
+            return after(op, *args)
+
+        @property
+        def name(self) -> str:
+            return title
+
+    rule = Algebraic()
+    rule.pattern = before  # type: ignore[method-assign]  # its signature names the variables
+    return rule
+
+
+__all__ = [
+    "ANY", "OPS", "Answer", "Engine", "Match", "NearMiss", "No", "Pat", "Rule", "RuleStats",
+    "Yes", "algebraic", "no", "op", "yes",
+]  # fmt: skip

@@ -1,0 +1,237 @@
+"""Types of values: element type, shape, layout in memory, and format (how elements are encoded).
+
+Compression is a type: a pass that quantises or prunes a weight changes its `format`, and a backend
+picks kernels by it. A layout names the order of dimensions in memory; strides follow from it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, TypeAlias
+
+import sympy
+import torch
+
+from .errors import ParseError, nearest
+from .symbols import Dim, dim, dim_text, parse_dim, product
+
+# ------------------------------------------------------------------ element types
+
+
+@dataclass(frozen=True)
+class DType:
+    """An element type. `torch` is None for types that torch has no arithmetic for."""
+
+    name: str
+    bits: int
+    kind: str  # "float" | "int" | "bool" | "complex"
+    torch: torch.dtype | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def is_float(self) -> bool:
+        return self.kind == "float"
+
+    @staticmethod
+    def of(dtype: torch.dtype) -> DType:
+        """Our name for a torch dtype; KeyError when there is none."""
+        return _FROM_TORCH[dtype]
+
+
+DTYPES: dict[str, DType] = {}
+
+
+def _declare(name: str, bits: int, kind: str, dtype: torch.dtype | None = None) -> DType:
+    return DTYPES.setdefault(name, DType(name, bits, kind, dtype))
+
+
+f64 = _declare("f64", 64, "float", torch.float64)
+f32 = _declare("f32", 32, "float", torch.float32)
+f16 = _declare("f16", 16, "float", torch.float16)
+bf16 = _declare("bf16", 16, "float", torch.bfloat16)
+i64 = _declare("i64", 64, "int", torch.int64)
+i32 = _declare("i32", 32, "int", torch.int32)
+i16 = _declare("i16", 16, "int", torch.int16)
+i8 = _declare("i8", 8, "int", torch.int8)
+u8 = _declare("u8", 8, "int", torch.uint8)
+boolean = _declare("bool", 8, "bool", torch.bool)
+for _bits in range(1, 8):
+    _declare(f"int{_bits}", _bits, "int", getattr(torch, f"int{_bits}"))
+    _declare(f"uint{_bits}", _bits, "int", getattr(torch, f"uint{_bits}"))
+for _name, _bits in (("uint16", 16), ("uint32", 32), ("uint64", 64)):
+    _declare(_name.replace("uint", "u"), _bits, "int", getattr(torch, _name))
+for _name, _bits in (("complex32", 32), ("complex64", 64), ("complex128", 128)):
+    _declare(_name.replace("complex", "c"), _bits, "complex", getattr(torch, _name))
+for _name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"):
+    _declare(_name.replace("float8", "f8"), 8, "float", getattr(torch, _name))
+_FROM_TORCH = {d.torch: d for d in DTYPES.values()}
+
+# ------------------------------------------------------------------ layout
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Order of dimensions in memory, outermost first. `row_major` keeps the logical order."""
+
+    name: str
+    order: Callable[[int], tuple[int, ...]] = field(compare=False, repr=False)
+
+    def strides(self, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
+        """Elements to step for each logical dimension, packed without gaps."""
+        strides: list[Dim] = [1] * len(shape)
+        step: Dim = 1
+        for axis in reversed(self.order(len(shape))):
+            strides[axis] = step
+            step = step * shape[axis]
+        return tuple(dim(s) for s in strides)
+
+
+def _channels_last_order(rank: int) -> tuple[int, ...]:
+    return (0, *range(2, rank), 1)
+
+
+row_major = Layout("row_major", lambda rank: tuple(range(rank)))
+channels_last = Layout("channels_last", _channels_last_order)
+LAYOUTS = {layout.name: layout for layout in (row_major, channels_last)}
+
+# ------------------------------------------------------------------ format
+
+FORMATS: dict[str, type[Format]] = {}
+
+
+@dataclass(frozen=True)
+class Format:
+    """How elements are stored. Subclasses are frozen dataclasses; their fields print as options.
+
+    Subclassing registers the format, so a plug-in's format prints and parses like ours.
+    """
+
+    def __init_subclass__(cls) -> None:
+        FORMATS[cls.__name__] = cls
+
+    def nbytes(self, tensor: Tensor) -> Dim:
+        """Bytes of a tensor in this format, scales and indices included."""
+        raise NotImplementedError(f"{type(self).__name__} must say how many bytes it takes")
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
+        return f"{type(self).__name__}({options})"
+
+
+@dataclass(frozen=True)
+class Dense(Format):
+    """Every element stored, in `dtype`; sub-byte elements packed."""
+
+    def nbytes(self, tensor: Tensor) -> Dim:
+        bits = tensor.numel * tensor.dtype.bits
+        return (bits + 7) // 8 if isinstance(bits, int) else dim(sympy.ceiling(bits / 8))
+
+
+dense = Dense()
+
+# ------------------------------------------------------------------ types of values
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor value: `f32[N, 64, H, W]`, `f32[N, 64, H, W] @ channels_last`."""
+
+    shape: tuple[Dim, ...]
+    dtype: DType
+    layout: Layout = row_major
+    format: Format = dense
+
+    text_name: ClassVar[str] = "tensor"
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def numel(self) -> Dim:
+        return product(self.shape)
+
+    @property
+    def nbytes(self) -> Dim:
+        return self.format.nbytes(self)
+
+    @property
+    def strides(self) -> tuple[Dim, ...]:
+        return self.layout.strides(self.shape)
+
+    def with_(self, **changes: object) -> Tensor:
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        shape = ", ".join(map(dim_text, self.shape)) or "()"
+        text = f"{self.dtype}[{shape}]"
+        if self.layout != row_major:
+            text += f" @ {self.layout.name}"
+        if self.format != dense:
+            text += f" @ {self.format}"
+        return text
+
+
+@dataclass(frozen=True)
+class Number:
+    """A Python number known only at call time: `size` (an integer) or `number` (a float)."""
+
+    integer: bool = True
+
+    def __str__(self) -> str:
+        return "size" if self.integer else "number"
+
+
+Type: TypeAlias = "Tensor | Number | tuple[Type, ...]"
+
+
+def type_text(t: Type) -> str:
+    if isinstance(t, tuple):
+        return f"({', '.join(map(type_text, t))}{',' if len(t) == 1 else ''})"
+    return str(t)
+
+
+def type_of(t: torch.Tensor) -> Tensor:
+    """Type of a real or fake tensor; the layout is row-major, as the importer wants it."""
+    from .symbols import from_torch
+
+    shape = tuple(from_torch(s) for s in t.shape)
+    return Tensor(shape, DType.of(t.dtype))  # type: ignore[arg-type]
+
+
+def parse_type(node: ast.expr, reals: frozenset[str] = frozenset()) -> Type:
+    """Python annotation -> type; raises ParseError with the line."""
+
+    def fail(what: str) -> ParseError:
+        return ParseError(f"{what}: {ast.unparse(node)}", where=f"line {node.lineno}")
+
+    match node:
+        case ast.Tuple(elts=elts):
+            return tuple(parse_type(e, reals) for e in elts)
+        case ast.Name(id="size"):
+            return Number(True)
+        case ast.Name(id="number"):
+            return Number(False)
+        case ast.Subscript(value=ast.Name(id=name), slice=index):
+            if name not in DTYPES:
+                raise fail(f"unknown element type {name!r} ({nearest(name, DTYPES)})")
+            sizes = index.elts if isinstance(index, ast.Tuple) else [index]
+            return Tensor(tuple(parse_dim(s, reals) for s in sizes), DTYPES[name])
+        case ast.BinOp(left=left, op=ast.MatMult(), right=ast.Name(id=name)) if name in LAYOUTS:
+            return _tensor(parse_type(left, reals), fail).with_(layout=LAYOUTS[name])
+        case ast.BinOp(
+            left=left, op=ast.MatMult(), right=ast.Call(func=ast.Name(id=name), keywords=options)
+        ) if name in FORMATS:
+            values = {o.arg: ast.literal_eval(o.value) for o in options if o.arg}
+            return _tensor(parse_type(left, reals), fail).with_(format=FORMATS[name](**values))
+    raise fail("not a type")
+
+
+def _tensor(t: Type, fail: Callable[[str], ParseError]) -> Tensor:
+    if not isinstance(t, Tensor):
+        raise fail("only a tensor has a layout or format")
+    return t

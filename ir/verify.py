@@ -1,0 +1,106 @@
+"""The verifier: what every graph must be, checked after each pass in tests and on request.
+
+1. Inputs are distinct Input nodes with distinct names.
+2. Every operand of a node is an input or an earlier node; no node appears twice.
+3. Every output is an input or a node of the graph.
+4. The type a node carries is what its op infers from its operands.
+5. Every symbol in a type or attribute can be read off the inputs (or, in a region, off the graph
+   around it).
+6. A region's inputs have the types of the operands it is applied to, and it is itself valid.
+7. A weight's data, where present, has the shape and element type that the node declares.
+"""
+
+from __future__ import annotations
+
+import sympy
+
+from .errors import OpError, VerifyError
+from .graph import Graph, Input, Weight
+from .op import Op, _free
+from .text import node_text
+from .types import Number, Tensor, type_text
+
+WINDOW = 10
+
+
+def verify(graph: Graph, known: frozenset[sympy.Symbol] = frozenset()) -> Graph:
+    """Return the graph, or raise VerifyError with the node, the reason and the lines around it."""
+    seen: set[Op] = set()
+    keys: set[str] = set()
+    for i in graph.inputs:
+        if not isinstance(i, Input) or i.key in keys:
+            raise VerifyError(f"{graph.name}: input {i!r} is not an input or its name is taken")
+        keys.add(i.key)
+        seen.add(i)
+    symbols = known | input_symbols(graph)
+    for node in graph.nodes:
+        why = _problem(node, seen, symbols)
+        if why:
+            raise VerifyError(
+                f"{graph.name}: invalid {node.name}", node=_line(graph, node), where=node.where,
+                why=why, context=window(graph, node),
+            )  # fmt: skip
+        seen.add(node)
+        for region in node.regions:
+            verify(region, symbols)
+    for o in graph.outputs:
+        if o not in seen:
+            raise VerifyError(f"{graph.name}: output {o!r} is not computed by the graph")
+    return graph
+
+
+def input_symbols(graph: Graph) -> frozenset[sympy.Symbol]:
+    """Symbols that a call binds: sizes that stand alone in an input's shape, and number inputs."""
+    found: set[sympy.Symbol] = set()
+    for i in graph.inputs:
+        if isinstance(i.of, Number):
+            found.add(i.symbol)
+        elif isinstance(i.of, Tensor):
+            found.update(d for d in i.of.shape if isinstance(d, sympy.Symbol))
+    return frozenset(found)
+
+
+def _problem(node: Op, seen: set[Op], symbols: frozenset[sympy.Symbol]) -> str | None:
+    if node in seen:
+        return "the node appears twice"
+    if isinstance(node, Input):
+        return "an input stands among the nodes"
+    for operand in node.operands:
+        if operand not in seen:
+            return f"operand {operand!r} is not computed before it"
+    unknown = (node.symbols | _free(node.type)) - symbols
+    if unknown:
+        return f"size {min(map(str, unknown))} cannot be read off the inputs"
+    try:
+        inferred = node.infer()
+    except OpError as e:
+        return e.what
+    if type_text(inferred) != type_text(node.type):
+        return f"it carries {type_text(node.type)}, infer says {type_text(inferred)}"
+    if isinstance(node, Weight) and node.data is not None:
+        data, t = node.data, node.of
+        if tuple(data.shape) != t.shape or data.dtype != t.dtype.torch:
+            return f"its data is {data.dtype}{list(data.shape)}"
+    for region in node.regions:
+        want = tuple(type_text(i.type) for i in region.inputs)
+        got = tuple(type_text(o.type) for o in node.operands)
+        if want != got:
+            return f"its region takes ({', '.join(want)}), operands are ({', '.join(got)})"
+    return None
+
+
+def _line(graph: Graph, node: Op) -> str:
+    try:
+        return node_text(graph, node)
+    except KeyError:  # an operand is missing from the graph, which is what we are reporting
+        return repr(node)
+
+
+def window(graph: Graph, node: Op) -> str:
+    """The lines either side of a node, the node marked, for error messages."""
+    position = graph.nodes.index(node)
+    first = max(0, position - WINDOW)
+    rows = []
+    for other in graph.nodes[first : position + WINDOW + 1]:
+        rows.append(f"  {'>' if other is node else ' '} {_line(graph, other)}")
+    return "\n".join(rows)
