@@ -206,6 +206,11 @@ class Graph:
             self.inputs, nodes, self.outputs, self.name
         )  # fmt: skip
 
+    def with_nodes(self, order: Iterable[Op]) -> Graph:
+        """The same values in the given program order; random nodes listed here are kept."""
+        nodes = tuple(_ordered(self.outputs, order, self.inputs))
+        return Graph(self.inputs, nodes, self.outputs, self.name)
+
     def with_outputs(self, outputs: Iterable[Op]) -> Graph:
         outputs = tuple(outputs)
         return Graph(

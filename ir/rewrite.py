@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
@@ -303,6 +304,68 @@ class RuleStats:
         del self.misses[self.KEEP :]
 
 
+@dataclass(frozen=True)
+class Rewrite:
+    """One applied rule: `graph` before it, the replaced `root` and what stands there now."""
+
+    rule: str
+    graph: Graph = field(repr=False, compare=False)
+    root: Op
+    result: Op
+
+
+class Journal:
+    """While open, records what every engine does: each rewrite, and where each value went.
+
+        with Journal() as journal:
+            after = rewrite(before)
+        journal.now(before)  # for each value of `before`, what stands for it in `after`
+
+    limit: engines stop after so many rewrites, so the first wrong one can be found by bisection.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.rewrites: list[Rewrite] = []
+        self.moves: list[dict[Op, Op]] = []  # one a sweep: value of the old graph -> of the new
+
+    def __enter__(self) -> Journal:
+        self._token = _journal.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _journal.reset(self._token)
+
+    @property
+    def spent(self) -> bool:
+        return self.limit is not None and len(self.rewrites) >= self.limit
+
+    def substitute(self, graph: Graph, new: dict[Op, Op]) -> Graph:
+        """graph.substitute(new), recorded."""
+        moved: dict[Op, Op] = {}
+
+        def replace(node: Op, mapped: Op, remap: Any) -> Op:
+            moved[node] = remap(new[node]) if node in new else mapped
+            return moved[node]
+
+        result = graph._remap(replace, None)
+        self.moves.append(moved)
+        return result
+
+    def now(self, graph: Graph) -> Iterator[tuple[Op, Op, bool]]:
+        """(node of `graph`, the node that stands for its value at the end, was it rewritten)."""
+        roots = {r.root for r in self.rewrites}
+        for node in graph.nodes:
+            current, touched = node, node in roots
+            for moved in self.moves:
+                current = moved.get(current, current)
+                touched = touched or current in roots
+            yield node, current, touched
+
+
+_journal: ContextVar[Journal | None] = ContextVar("effc_journal", default=None)
+
+
 class Engine:
     """Applies rules to a graph until none matches, and keeps the counts.
 
@@ -320,13 +383,14 @@ class Engine:
                     self._by_root.setdefault(name, []).append((rule, alternative))
 
     def run(self, graph: Graph) -> Graph:
+        journal = _journal.get() or Journal()
         for _ in range(self.limit):
-            replaced = self._sweep(graph)
+            replaced = self._sweep(graph, journal)
             if not replaced:
                 return graph
             for stats in self.stats.values():
                 stats.misses.clear()  # the next sweep sees the same places again
-            graph = graph.substitute(replaced)
+            graph = journal.substitute(graph, replaced)
         hottest = max(self.stats.values(), key=lambda s: s.hits).rule
         raise RuleError(
             f"rules do not come to rest after {self.limit} sweeps",
@@ -334,11 +398,11 @@ class Engine:
             fix="make the rule's result no longer match its own pattern",
         )
 
-    def _sweep(self, graph: Graph) -> dict[Op, Op]:
+    def _sweep(self, graph: Graph, journal: Journal) -> dict[Op, Op]:
         replaced: dict[Op, Op] = {}
         consumed: set[Op] = set()
         for node in reversed(graph.nodes):
-            if node in consumed:
+            if node in consumed or journal.spent:
                 continue
             for rule, pattern in self._by_root.get(node.name, ()):
                 m = self._attempt(graph, rule, pattern, node, consumed | replaced.keys())
@@ -350,6 +414,7 @@ class Engine:
                 consumed |= {n for n, _ in m.inner}
                 self.stats[rule.name].hits += 1
                 self.touched.append(result)
+                journal.rewrites.append(Rewrite(rule.name, graph, node, result))
                 break
         return replaced
 
@@ -448,6 +513,6 @@ def algebraic(title: str, before: Any, after: Any) -> Rule:
 
 
 __all__ = [
-    "ANY", "OPS", "Answer", "Engine", "Match", "NearMiss", "No", "Pat", "Rule", "RuleStats",
-    "Yes", "algebraic", "no", "op", "yes",
+    "ANY", "OPS", "Answer", "Engine", "Journal", "Match", "NearMiss", "No", "Pat", "Rewrite",
+    "Rule", "RuleStats", "Yes", "algebraic", "no", "op", "yes",
 ]  # fmt: skip

@@ -1,0 +1,17 @@
+"""Backends: one folder per target, from claimed nodes to a plan that runs."""
+
+from .base import (
+    Backend,
+    Bound,
+    Executable,
+    Launch,
+    Options,
+    backend_names,
+    find_backend,
+    register_backend,
+)
+
+__all__ = [
+    "Backend", "Bound", "Executable", "Launch", "Options", "backend_names", "find_backend",
+    "register_backend",
+]  # fmt: skip

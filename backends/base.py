@@ -1,0 +1,231 @@
+"""What a backend is: facts about a target, `supports(node)`, and `compile(graph) -> Executable`.
+
+    backend = find_backend("cpu")
+    executable = backend.compile(graph)          # plan and kernels; no weight is read
+    bound = executable.bind({"fc.weight": w})    # constants evaluated, packed, reordered: once
+    (y,) = bound([x])                            # any thread, any number of times
+
+A backend never rewrites what the graph means. What it has no kernel for runs through ATen inside
+the plan, with a typed reason in `fallbacks`. Packages outside effc register a backend through the
+entry-point group `effc.backends`; each entry names a Backend class.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
+
+import torch
+
+from effc.ir import EffcError, Graph, InputError, Op, OptionError, Weight, nearest
+from effc.ir.rewrite import Answer, No
+
+GROUP = "effc.backends"
+_OURS = {
+    "cpu": "effc.backends.cpu:CpuBackend",
+    "null": "effc.backends.null:NullBackend",
+    "reference": "effc.backends.reference:ReferenceBackend",
+}
+
+# ------------------------------------------------------------------ options
+
+
+@dataclass(frozen=True)
+class Options:
+    """What compile() may be told. Unknown names are refused with the nearest known one.
+
+    threads: at most this many threads a launch; None follows torch.get_num_threads() at each call.
+    captured: the graph as captured, before any pass, with as many outputs. Two outputs, or an
+        output and an input, may share memory only where they do so in it. None: the graph itself.
+    strict: refuse (UnsupportedError, all nodes listed) instead of running a node through ATen.
+    kernels: False runs every node through torch, to tell a wrong kernel from a wrong graph.
+    """
+
+    threads: int | None = None
+    captured: Graph | None = None
+    strict: bool = False
+    kernels: bool = True
+
+    @classmethod
+    def of(cls, value: Options | Mapping[str, Any] | None) -> Options:
+        if value is None or isinstance(value, Options):
+            return value or cls()
+        known = {f.name for f in fields(cls)}
+        for name in value:
+            if name not in known:
+                raise OptionError(f"no backend option {name!r}", fix=nearest(name, known))
+        return replace(cls(), **value)
+
+
+# ------------------------------------------------------------------ launches
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One step of a plan. Prints as one line; the lines together are the plan's text.
+
+    kind: "kernel" ours; "library" a torch or oneDNN routine chosen on purpose; "copy" moves
+    elements; "view" costs nothing; "aten" is a fallback, and `reason` says why.
+    """
+
+    kind: str
+    call: str  # kernel name, torch function
+    node: Op
+    result: str = ""  # names of the values written and read, as in the graph's text
+    operands: tuple[str, ...] = ()
+    segment: int | None = None  # launches of one segment run in one native call
+    reason: No | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        place = f"s{self.segment}" if self.segment is not None else ""
+        line = f"{self.kind:<8}{place:<4}{self.result} = {self.call}({', '.join(self.operands)})"
+        remarks = [str(self.reason)] if self.reason else []
+        remarks += [r for r in (self.note, self.node.where) if r]
+        return f"{line}  # {'; '.join(remarks)}" if remarks else line
+
+
+# ------------------------------------------------------------------ results of compiling
+
+
+class Bound(ABC):
+    """An executable with its weights. Callable from several threads at once."""
+
+    @abstractmethod
+    def __call__(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """Tensors and numbers in the order of the graph's inputs -> the graph's outputs.
+
+        Raises InputError when a count, type or size does not fit.
+        """
+
+
+class Executable(ABC):
+    """A compiled graph without weights: one executable serves several sets of them.
+
+    Outputs of a call are tensors of their own: no later call writes to them, and they share memory
+    with nothing, except
+
+    - an output that is a view op of an input (or the input itself) is a real torch view of it;
+    - outputs that are view ops of one value are views of one fresh tensor;
+
+    both only where `Options.captured` has the same sharing, which is what eager torch does.
+    """
+
+    graph: Graph
+    launches: tuple[Launch, ...] = ()
+    kernels: Mapping[str, str] = {}  # name -> source text
+    memory: int | None = 0  # arena bytes a call needs; None where sizes are known only at a call
+
+    @abstractmethod
+    def bind(self, weights: Mapping[str, torch.Tensor] | None = None) -> Bound:
+        """Evaluate `graph.constants` and pack them. Weights not given come from the graph."""
+
+    @property
+    def fallbacks(self) -> tuple[tuple[Op, No], ...]:
+        """Every node that runs through ATen because no kernel takes it, with the reason."""
+        return tuple((e.node, e.reason) for e in self.launches if e.reason is not None)
+
+    @property
+    def text(self) -> str:
+        """The plan, one launch a line."""
+        return "".join(f"{launch}\n" for launch in self.launches)
+
+
+def weight_values(
+    graph: Graph, weights: Mapping[str, torch.Tensor] | None
+) -> dict[Weight, torch.Tensor]:
+    """The tensor behind every weight of the graph; InputError when one is missing or misfits."""
+    found: dict[Weight, torch.Tensor] = {}
+    for node in graph.weights:
+        value = (weights or {}).get(node.key, node.data)
+        if value is None:
+            raise InputError(f"no values for weight {node.key!r}", fix="pass them to bind()")
+        want = tuple(node.of.shape), node.of.dtype.torch
+        if (tuple(value.shape), value.dtype) != want:
+            got = f"{value.dtype}{list(value.shape)}"
+            raise InputError(f"weight {node.key!r} must be {node.of}, got {got}")
+        found[node] = value.detach()
+    return found
+
+
+# ------------------------------------------------------------------ backends
+
+
+class Backend(ABC):
+    """A target. Facts about it are class attributes; one instance serves the whole process."""
+
+    name: ClassVar[str]
+    device: ClassVar[str] = "cpu"  # where inputs and outputs live
+
+    @abstractmethod
+    def supports(self, node: Op) -> Answer:
+        """yes, or no(reason, at=node): would a kernel or a library routine of ours take it?"""
+
+    @abstractmethod
+    def compile(
+        self, graph: Graph, options: Options | Mapping[str, Any] | None = None
+    ) -> Executable:
+        """Plan and build everything that needs no weights."""
+
+
+@dataclass
+class _Registry:
+    classes: dict[str, type[Backend]] = field(default_factory=dict)
+    made: dict[str, Backend] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+_registry = _Registry()
+
+
+def register_backend(cls: type[Backend]) -> type[Backend]:
+    """Make a Backend class known by its name (usable as a decorator)."""
+    taken = _registry.classes.get(cls.name)
+    if taken and taken.__qualname__ != cls.__qualname__:
+        raise OptionError(f"backend {cls.name!r} is already registered by {taken.__module__}")
+    _registry.classes[cls.name] = cls
+    _registry.made.pop(cls.name, None)
+    return cls
+
+
+@lru_cache(maxsize=None)
+def _plugins() -> dict[str, Any]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def backend_names() -> tuple[str, ...]:
+    """Every backend that find_backend knows."""
+    return tuple(sorted({*_OURS, *_registry.classes, *_plugins()}))
+
+
+def find_backend(name: str) -> Backend:
+    """The backend of that name; OptionError names the nearest known one."""
+    with _registry.lock:
+        if name not in _registry.made:
+            _registry.made[name] = _load(name)()
+        return _registry.made[name]
+
+
+def _load(name: str) -> type[Backend]:
+    if name in _registry.classes:
+        return _registry.classes[name]
+    if name in _OURS:
+        module, _, attribute = _OURS[name].partition(":")
+        return getattr(import_module(module), attribute)
+    if name not in _plugins():
+        raise OptionError(f"unknown backend {name!r}", fix=nearest(name, backend_names()))
+    entry = _plugins()[name]
+    try:
+        return entry.load()
+    except ImportError as e:
+        dist = entry.dist.name if entry.dist else entry.name
+        raise EffcError(
+            f"backend {name!r} ({entry.value}) cannot be imported",
+            why=str(e), fix=f"repair or uninstall {dist}",
+        ) from e  # fmt: skip

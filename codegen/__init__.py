@@ -1,0 +1,1 @@
+"""Code generation: kernel templates, schedules, building and the content-addressed cache."""

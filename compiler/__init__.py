@@ -1,0 +1,27 @@
+"""effc: the efficiency compiler for PyTorch.
+
+torch.compile(model, backend="effc"), effc.compile(model, ...), effc.explain(compiled).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from effc.api import compile
+    from effc.dynamo import dynamo_backend
+    from effc.explain import explain
+
+__version__ = "0.1.0"
+__all__ = ["compile", "dynamo_backend", "explain"]
+
+_HOMES = {"compile": "effc.api", "dynamo_backend": "effc.dynamo", "explain": "effc.explain"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public functions on first use, so that `effc doctor` starts without torch._dynamo."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'effc' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

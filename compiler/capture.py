@@ -1,0 +1,405 @@
+"""Capture: from what torch hands a backend to one functional ATen graph with its inputs named.
+
+Both ways in, a graph from Dynamo and a program from `torch.export`, go through the same export
+before dispatch, so composite operators (linear, attention, norms, interpolation) are still whole
+and both give the same graph. Nothing here knows the compiler's own IR or rewrites arithmetic. A
+graph that cannot be expressed faithfully is refused with a reason, and the caller runs it as
+PyTorch would.
+
+`aot_export_module` is private to torch and used in this file only; `regions` and `origins` hold the
+two other private parts, keeping operators whole under autocast and the source of an argument.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch._inductor.config
+from torch._functorch.aot_autograd import aot_export_module
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from effc.aliasing import alias_pairs, is_written, overlapping, undeclared_views
+from effc.origins import Origin, argument_names, innermost_line, is_module_tensor, origin
+from effc.regions import explicit_casts, without_regions
+
+__all__ = [
+    "Captured",
+    "CapturedInput",
+    "CapturedOutput",
+    "Origin",
+    "Refusal",
+    "capture_dynamo",
+    "capture_exported",
+    "origin",
+    "overlapping",
+]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class CapturedInput:
+    """One placeholder of the captured graph.
+
+    `kind` is "user", "weight" (a module's tensor or a constant, only read), "state" (a module's
+    tensor that the graph writes), "symbol" (a SymInt) or "scalar" (a Python number that arrives as
+    a 0-dim tensor). `position` indexes the runtime arguments; None: the tensor belongs to the graph.
+    `tensor` is the live tensor of a weight or state, never a copy.
+    """
+
+    node: torch.fx.Node
+    kind: str
+    name: str
+    position: int | None
+    tensor: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class CapturedOutput:
+    """One result, a node or a constant; `mutates` is the index in `inputs` it is copied into."""
+
+    value: object
+    mutates: int | None = None
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A functional graph; inputs in placeholder order, outputs with the mutations first."""
+
+    graph_module: torch.fx.GraphModule
+    inputs: tuple[CapturedInput, ...]
+    outputs: tuple[CapturedOutput, ...]
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """The inputs a call writes into."""
+        return tuple(o.mutates for o in self.outputs if o.mutates is not None)
+
+    @property
+    def needs_overlap_check(self) -> bool:
+        """True if arguments that share memory would go wrong, because one of them is written."""
+        return bool(self.written)
+
+    @property
+    def effects(self) -> tuple[torch.fx.Node, ...]:
+        """Nodes without users that must run all the same: assertions and unused random numbers."""
+        nodes = self.graph_module.graph.nodes
+        return tuple(n for n in nodes if n.op == "call_function" and not n.users)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a graph is not taken; `kind` is one word for counting, `where` the user's line."""
+
+    kind: str
+    reason: str
+    where: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}" + (f" ({self.where})" if self.where else "")
+
+
+class _Refused(Exception):
+    """Carries a refusal out of the depths; never leaves this module."""
+
+    def __init__(self, kind: str, reason: str, where: str | torch.fx.Node | None = None) -> None:
+        if isinstance(where, torch.fx.Node):
+            where = origin(where).source or None
+        self.refusal = Refusal(kind, reason, where)
+
+
+# ---------------------------------------------------------------------------------- the two ways in
+
+
+def capture_dynamo(gm: torch.fx.GraphModule, example_inputs: Sequence) -> Captured | Refusal:
+    """Capture the graph module Dynamo gives a backend; positions index `example_inputs`."""
+    try:
+        return _capture_dynamo(gm, example_inputs)
+    except _Refused as refused:
+        return refused.refusal
+
+
+def _capture_dynamo(gm: torch.fx.GraphModule, example_inputs: Sequence) -> Captured:
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    _check_arguments(placeholders, example_inputs)
+    _check_training(gm, placeholders, example_inputs)
+    graph_module, signature = _export(gm, example_inputs)
+
+    owned = {**dict(gm.named_parameters()), **dict(gm.named_buffers())}
+    qualified = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    names = argument_names(placeholders)
+    position = {name: i for i, name in enumerate(signature.user_inputs)}
+    slots = []
+    for node in graph_module.graph.find_nodes(op="placeholder"):
+        if node.name in qualified:
+            name = qualified[node.name]
+            slots.append(_Slot(node, "weight", name, None, owned[name], None))
+            continue
+        i = position[node.name]
+        seen = placeholders[i].meta.get("example_value")
+        kind = _dynamo_kind(placeholders[i], example_inputs[i])
+        tensor = example_inputs[i] if kind == "weight" else None
+        slots.append(_Slot(node, kind, names[i], i, tensor, seen))
+
+    mutated = dict(signature.user_inputs_to_mutate)
+    by_name = {name: node for node, name in qualified.items()}
+    for output, name in (signature.buffers_to_mutate | signature.parameters_to_mutate).items():
+        mutated[output] = by_name[name]
+    results = [_value(n, "example_value") for n in gm.graph.output_node().args[0]]
+    wrote = any(is_written(n.meta.get("example_value")) for n in gm.graph.nodes)
+    return _finish(graph_module, slots, mutated, [], results, wrote)
+
+
+def capture_exported(program: torch.export.ExportedProgram) -> Captured | Refusal:
+    """Capture an exported program; positions index its flattened arguments (args, then kwargs)."""
+    try:
+        return _capture_exported(program)
+    except _Refused as refused:
+        return refused.refusal
+
+
+def _capture_exported(program: torch.export.ExportedProgram) -> Captured:
+    gm, specs = program.graph_module, program.graph_signature.input_specs
+    example_inputs = [_value(n, "val") for n in gm.graph.find_nodes(op="placeholder")]
+    _check_arguments(gm.graph.find_nodes(op="placeholder"), example_inputs)
+    graph_module, signature = _export(gm, example_inputs)
+
+    owned = {**program.constants, **program.state_dict}
+    spec_of = dict(zip(signature.user_inputs, specs, strict=True))
+    value_of = dict(zip(signature.user_inputs, example_inputs, strict=True))
+    positions = iter(range(len(specs)))
+    position = {n: next(positions) for n, s in spec_of.items() if s.kind.name == "USER_INPUT"}
+    slots = []
+    for node in graph_module.graph.find_nodes(op="placeholder"):
+        spec, seen = spec_of[node.name], value_of[node.name]
+        if spec.kind.name == "USER_INPUT":
+            kind = "user" if isinstance(seen, torch.Tensor) else "symbol"
+            slots.append(_Slot(node, kind, spec.arg.name, position[node.name], None, seen))
+        elif spec.kind.name in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
+            slots.append(_Slot(node, "weight", spec.target, None, owned[spec.target], seen))
+        else:
+            raise _Refused("effect", f"the program takes a {spec.kind.name.lower()} as an input")
+
+    node_of = {s.target or s.arg.name: name for name, s in spec_of.items()}
+    declared = []  # mutations the program itself returns, before its results
+    for spec in program.graph_signature.output_specs:
+        if spec.kind.name.endswith("MUTATION"):
+            declared.append(node_of[spec.target])
+        elif spec.kind.name != "USER_OUTPUT":
+            raise _Refused("effect", f"the program returns a {spec.kind.name.lower()}")
+    results = [_value(n, "val") for n in gm.graph.output_node().args[0][len(declared) :]]
+    wrote = any(_writes(node.target) for node in gm.graph.nodes)
+    mutated = dict(signature.user_inputs_to_mutate)
+    return _finish(graph_module, slots, mutated, declared, results, wrote)
+
+
+# ----------------------------------------------------------------------------------- common to both
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A placeholder on its way to a `CapturedInput`; `seen` is its value before capture."""
+
+    node: torch.fx.Node
+    kind: str
+    name: str
+    position: int | None
+    tensor: torch.Tensor | None
+    seen: object
+
+
+def _export(gm: torch.fx.GraphModule, example_inputs: Sequence) -> tuple:
+    """The functional graph and its signature, or the exporter's own words for why there is none."""
+    for node in gm.graph.nodes:
+        if (getattr(node.target, "__module__", None) or "").startswith("torch._functorch"):
+            # tracing these and failing leaves torch's stack of transforms unbalanced
+            raise _Refused("transform", "the graph holds a torch.func transform", node)
+    devices = {v.device.type for n in gm.graph.nodes for v in _tensors(n)}
+    gm, casts = without_regions(gm, devices)
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            # without this the exporter drops random operators whose result is not used
+            stack.enter_context(torch._inductor.config.patch(fallback_random=True))
+            if casts:
+                stack.enter_context(explicit_casts(devices))
+            return aot_export_module(gm, example_inputs, trace_joint=False, pre_dispatch=not casts)
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        # what aot_export_module documents, what its own checks raise, and torch's shape functions
+        reason = str(error).strip() or type(error).__name__
+        kind = "alias" if "aliased inputs that are mutated" in reason else "export-failed"
+        if isinstance(error, GuardOnDataDependentSymNode):
+            kind = "unbacked-size"
+        raise _Refused(kind, reason, innermost_line(reason)[0] or None) from error
+
+
+def _finish(
+    graph_module: torch.fx.GraphModule,
+    slots: list[_Slot],
+    mutated: dict[str, str],
+    declared: list[str],
+    results: list,
+    wrote: bool,
+) -> Captured:
+    graph = graph_module.graph
+    values = list(graph.output_node().args[0])
+    leading = len(values) - len(results) - len(declared)
+    if leading != len(mutated):
+        raise _Refused("alias", "two arguments are overwritten with one and the same value")
+    _drop_checks(graph)
+    for node in graph.nodes:
+        _check_node(node)
+    slots = _lift_constants(graph_module, slots)
+    graph_module.recompile()
+
+    index = {slot.node.name: i for i, slot in enumerate(slots)}
+    targets = [index[mutated[v.name]] for v in values[:leading]] + [index[n] for n in declared]
+    targets += [None] * len(results)
+    outputs = tuple(CapturedOutput(v, t) for v, t in zip(values, targets, strict=True))
+    inputs = tuple(
+        CapturedInput(
+            slot.node,
+            "state" if slot.kind == "weight" and i in targets else slot.kind,
+            slot.name,
+            slot.position,
+            slot.tensor,
+        )
+        for i, slot in enumerate(slots)
+    )
+    captured = Captured(graph_module, inputs, outputs)
+    _check_aliases(captured, [s.seen for s in slots], results, wrote)
+    return captured
+
+
+def _lift_constants(graph_module: torch.fx.GraphModule, slots: list[_Slot]) -> list[_Slot]:
+    """Tensors the graph owns become weights like any other, so there is one kind of input."""
+    graph, slot_of = graph_module.graph, {slot.node: slot for slot in slots}
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    lifted: dict[str, torch.fx.Node] = {}
+    for node in graph.find_nodes(op="get_attr"):
+        if node.target not in lifted:
+            tensor = operator.attrgetter(node.target)(graph_module)
+            with graph.inserting_before(first):
+                placeholder = graph.placeholder(node.name)
+            placeholder.meta = dict(node.meta)
+            lifted[node.target] = placeholder
+            slot_of[placeholder] = _Slot(placeholder, "weight", node.target, None, tensor, None)
+        node.replace_all_uses_with(lifted[node.target])
+        graph.erase_node(node)
+    return [slot_of[node] for node in graph.find_nodes(op="placeholder")]
+
+
+_CHECKS = {
+    torch._C._set_grad_enabled,
+    aten._assert_tensor_metadata.default,
+    aten._assert_scalar.default,
+    aten.sym_constrain_range.default,
+    aten.sym_constrain_range_for_size.default,
+}
+
+
+def _drop_checks(graph: torch.fx.Graph) -> None:
+    """Drop gradient switches and checks of what is static or already guarded (not the user's)."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and node.target in _CHECKS:
+            graph.erase_node(node)
+    graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=True))
+
+
+def _tensors(node: torch.fx.Node) -> Iterator[torch.Tensor]:
+    value = node.meta.get("example_value", node.meta.get("val"))
+    for item in value if isinstance(value, (tuple, list)) else (value,):
+        if isinstance(item, torch.Tensor):
+            yield item
+
+
+def _value(result: object, key: str) -> object:
+    return result.meta.get(key) if isinstance(result, torch.fx.Node) else result
+
+
+# ----------------------------------------------------------------------------------------- refusals
+
+
+def _check_arguments(placeholders: Sequence[torch.fx.Node], values: Sequence) -> None:
+    plain = (int, float, bool, str, type(None), torch.SymInt, torch.SymFloat, torch.SymBool)
+    for node, value in zip(placeholders, values):
+        name = getattr(value, "__class__", type(value)).__name__
+        if isinstance(value, torch.Tensor):
+            if is_traceable_wrapper_subclass(value):
+                raise _Refused("subclass", f"argument {node.name} is a {name}")
+            if value.layout is not torch.strided or value.is_quantized:
+                raise _Refused("layout", f"argument {node.name} is stored as {value.layout}")
+        elif not isinstance(value, plain):
+            raise _Refused("argument", f"argument {node.name} is a {name}")
+
+
+def _check_training(
+    gm: torch.fx.GraphModule, placeholders: Sequence[torch.fx.Node], values: Sequence
+) -> None:
+    """Refuse a graph that leaves a gradient to be computed: in a result, or in a written argument.
+
+    Dynamo restores the gradient mode of the graph's start before it calls a backend and guards on
+    it, so what is seen here holds for every later call.
+    """
+    for node in gm.graph.output_node().all_input_nodes:
+        if any(value.requires_grad for value in _tensors(node)):
+            raise _Refused("training", f"result {node.name} needs a gradient", node)
+    for node, value in zip(placeholders, values):
+        for seen in _tensors(node):
+            grown = seen.requires_grad and is_written(seen)
+            if grown and not (value.requires_grad and value.is_leaf):
+                raise _Refused("training", f"argument {node.name} is written with a gradient", node)
+
+
+def _check_node(node: torch.fx.Node) -> None:
+    target, value = node.target, node.meta.get("val")
+    if value is not None and free_unbacked_symbols(value):
+        raise _Refused("unbacked-size", f"{node.name} has a size or value only data tells", node)
+    if node.op != "call_function":
+        return
+    if isinstance(target, HigherOrderOperator):
+        if "auto_functionalized" in target.name():
+            raise _Refused("mutation", f"{node.args[0]} writes into its argument", node)
+        raise _Refused("higher-order", f"{target} holds a graph of its own", node)
+    if _writes(target):
+        raise _Refused("mutation", f"{target} writes into its argument", node)
+    if not isinstance(target, OpOverload) and target.__module__ not in (
+        "_operator",
+        "math",
+        "torch",
+    ):
+        raise _Refused("function", f"{target.__module__}.{target.__name__} is no operator", node)
+
+
+def _writes(target: object) -> bool:
+    return isinstance(target, OpOverload) and target._schema.is_mutable
+
+
+def _check_aliases(captured: Captured, seen: list, results: list, wrote: bool) -> None:
+    """Compare who shares memory with whom: as PyTorch runs it, and as the captured graph shows."""
+    if wrote and (views := undeclared_views(captured.graph_module.graph)):
+        raise _Refused("alias", f"{views[0].target} may return memory that is written", views[0])
+    shown = [o.value for o in captured.outputs[len(captured.outputs) - len(results) :]]
+    after = [_value(i.node, "val") if s is not None else s for i, s in zip(captured.inputs, seen)]
+    after += [_value(value, "val") for value in shown]
+    for i, j in sorted(alias_pairs([*seen, *results]) - alias_pairs(after)):
+        if j >= len(seen):
+            other = captured.inputs[i].name if i < len(seen) else f"result {i - len(seen)}"
+            where = (
+                shown[j - len(seen)] if isinstance(shown[j - len(seen)], torch.fx.Node) else None
+            )
+            raise _Refused("alias", f"result {j - len(seen)} shares memory with {other}", where)
+
+
+def _dynamo_kind(node: torch.fx.Node, value: object) -> str:
+    if not isinstance(value, torch.Tensor):
+        return "symbol"
+    if getattr(node.meta.get("grapharg"), "pass_arg_as_tensor", False) and not value.dim():
+        return "scalar"
+    return "weight" if is_module_tensor(node) else "user"

@@ -1,0 +1,261 @@
+"""One captured graph through the house: import, passes, backend; and the object that runs it.
+
+Both ways in (Dynamo's backend, `effc.compile`) end here, so a graph compiles the same either way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sympy
+import torch
+
+import effc.aten_table  # noqa: F401  (registers the converters)
+from effc.backends import find_backend
+from effc.capture import Captured, Refusal, overlapping
+from effc.importer import Imported, import_captured
+from effc.ir import UnsupportedError, bind_symbols, evaluate, node_text
+from effc.ir.symbols import from_torch
+from effc.options import Options
+from effc.pipeline import Instrument, run_pipeline
+from effc.record import Guard, Record
+
+# Weight sets whose folded and packed constants are kept at once. More than one is needed where one
+# code object serves several module instances (regional compilation of repeated layers).
+KEPT_WEIGHT_SETS = 64
+
+
+def compile_captured(
+    captured: Captured,
+    options: Options,
+    record: Record,
+    original: Callable[..., Any],
+    sample_arguments: Sequence[Any] | None = None,
+) -> CompiledGraph | Refusal:
+    """Raises UnsupportedError (strict), PassError, and what a backend's compile raises.
+
+    original: runs the same arguments as PyTorch would; used where a call cannot be taken.
+    sample_arguments: real runtime arguments, to measure passes with.
+    """
+    with record.phase("import"):
+        imported = import_captured(captured)
+    if isinstance(imported, Refusal):
+        return imported
+    record.guards += guards_of(captured)
+    backend = find_backend(options.target)
+    samples = None
+    if sample_arguments is not None and (options.measure or options.dump):
+        samples = [_argument(captured, i, sample_arguments) for i in imported.arguments]
+        record.sizes = {str(k): v for k, v in bind_symbols(imported.graph, samples).items()}
+    with record.phase("passes"):
+        record.stages = run_pipeline(
+            imported.graph, options.passes, supports=backend.supports,
+            sample_inputs=samples if options.measure else None,
+            instruments=_instruments(options, record, samples),
+        )  # fmt: skip
+    with record.phase("backend"):
+        record.executable = backend.compile(record.stages[-1].graph, options)
+    if options.strict and record.executable.fallbacks:
+        raise unsupported(record, imported)
+    return CompiledGraph(captured, imported, record, original)
+
+
+def _instruments(options: Options, record: Record, samples: Any) -> list[Instrument]:
+    from effc.instruments import Dump, Verify
+
+    made: list[Instrument] = []
+    if options.verify:
+        made.append(Verify())
+    if options.dump:
+        made.append(Dump(options.dump, record=record, inputs=samples))
+    return made
+
+
+def unsupported(record: Record, imported: Imported) -> UnsupportedError:
+    """strict=True: every node without a kernel at once, with its line, reason and a fix."""
+    graph = record.stages[-1].graph
+    rows = []
+    for node, why in record.executable.fallbacks:
+        rows.append(f"  {node_text(graph, node).partition('  #')[0]}")
+        rows += [f"    at    {node.where}"] if node.where else []
+        rows.append(f"    why   {why}")
+    return UnsupportedError(
+        f"{len(record.executable.fallbacks)} nodes of {record.name} have no kernel for "
+        f"target {record.target}",
+        fix='drop strict=True to run them through ATen, or register a kernel (examples/add_an_op.py)',
+        context="\n".join(rows),
+    )
+
+
+def guards_of(captured: Captured) -> list[Guard]:
+    """Facts about sizes that the compiled code relies on, from torch's own shape environment."""
+    for given in captured.inputs:
+        val = given.node.meta.get("val")
+        sizes = list(val.shape) if isinstance(val, torch.Tensor) else [val]
+        for size in sizes:
+            if isinstance(size, torch.SymInt):
+                env = size.node.shape_env
+                return [
+                    *(_range(s, r) for s, r in env.var_to_range.items()),
+                    *(Guard(str(g.expr), _line(g)) for g in env.guards),
+                ]
+    return []
+
+
+def _range(name: sympy.Symbol, values: Any) -> Guard:
+    top = "" if values.upper > 10**9 else f" <= {values.upper}"
+    return Guard(f"{values.lower} <= {name}{top}")
+
+
+def _line(guard: Any) -> str:
+    frame = next(iter(getattr(guard.sloc, "user_stack", None) or ()), None)
+    return f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" if frame is not None else ""
+
+
+def _argument(captured: Captured, index: int, arguments: Sequence[Any]) -> Any:
+    given = captured.inputs[index]
+    return given.tensor if given.position is None else arguments[given.position]
+
+
+class CompiledGraph:
+    """Callable on the runtime arguments of the captured graph, in Dynamo's order.
+
+    Weights are looked at on every call: a parameter that was replaced or changed in place since
+    they were folded and packed makes the next call fold and pack again. (A write through
+    `tensor.data` does not move torch's version counter and cannot be seen; call `refresh()`.)
+    """
+
+    def __init__(
+        self, captured: Captured, imported: Imported, record: Record, original: Callable[..., Any]
+    ) -> None:
+        self.captured, self.imported, self.record = captured, imported, record
+        self._effc_record = record
+        self._original = original
+        self._bound: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._last: tuple[tuple[Any, ...], Any] | None = None
+        self._lock = threading.Lock()
+        graph = imported.graph
+        used = {w.key for w in graph.weights}
+        self._weights = [
+            (given.name, given.position, given.tensor)
+            for given in captured.inputs
+            if given.kind == "weight" and given.name in used
+        ]
+        self._inputs = [
+            (captured.inputs[i].position, captured.inputs[i].tensor) for i in imported.arguments
+        ]
+        self._copies = [
+            (captured.inputs[o.mutates].position, captured.inputs[o.mutates].tensor, result)
+            for o, result in zip(captured.outputs, imported.results)
+            if o.mutates is not None
+        ]
+        self._results = [
+            (result, _strides(o.value))
+            for o, result in zip(captured.outputs, imported.results)
+            if o.mutates is None
+        ]
+        symbols = any(_symbolic(r) or _symbolic(s) for r, s in self._results)
+        self._needs_sizes = symbols or any(_symbolic(r) for _, _, r in self._copies)
+
+    def __call__(self, *arguments: Any) -> list[Any]:
+        if self.captured.needs_overlap_check and self._overlap(arguments):
+            return list(self._original(*arguments))
+        grad = torch.is_grad_enabled()
+        if grad:
+            torch._C._set_grad_enabled(False)
+        try:
+            return self._run(arguments)
+        finally:
+            if grad:
+                torch._C._set_grad_enabled(True)
+
+    def _run(self, arguments: Sequence[Any]) -> list[Any]:
+        inputs = [owned if at is None else arguments[at] for at, owned in self._inputs]
+        outputs = self._bind(arguments)(inputs)
+        env = bind_symbols(self.imported.graph, inputs) if self._needs_sizes else None
+        for at, owned, result in self._copies:
+            target = owned if at is None else arguments[at]
+            target.copy_(_result(result, outputs, env))
+        results = []
+        for result, strides in self._results:
+            value = _result(result, outputs, env)
+            results.append(value if strides is None else _restride(value, strides, env))
+        return results
+
+    def _overlap(self, arguments: Sequence[Any]) -> bool:
+        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+        return overlapping(tensors)
+
+    # -------------------------------------------------------------- weights
+
+    def _bind(self, arguments: Sequence[Any]) -> Any:
+        tensors = [owned if at is None else arguments[at] for _, at, owned in self._weights]
+        key = tuple(map(_stamp, tensors))
+        last = self._last
+        if last is not None and last[0] == key:
+            return last[1]
+        with self._lock:
+            bound = self._bound.get(key)
+            if bound is None:
+                places = {stamp[:1] for stamp in key}
+                for old in [k for k in self._bound if places and {s[:1] for s in k} == places]:
+                    del self._bound[old]  # the same memory with older contents
+                named = {name: t for (name, _, _), t in zip(self._weights, tensors)}
+                bound = self.record.executable.bind(named)
+                self._bound[key] = bound
+                while len(self._bound) > KEPT_WEIGHT_SETS:
+                    self._bound.popitem(last=False)
+            else:
+                self._bound.move_to_end(key)
+            self._last = (key, bound)
+        return bound
+
+    def refresh(self) -> None:
+        """Forget folded and packed weights; the next call makes them anew."""
+        with self._lock:
+            self._bound.clear()
+            self._last = None
+
+
+def _stamp(t: torch.Tensor) -> tuple[int, int]:
+    # inference tensors carry no version counter; they cannot be written outside inference mode
+    return t.data_ptr(), -1 if t.is_inference() else t._version
+
+
+def _symbolic(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(map(_symbolic, value))
+    return isinstance(value, sympy.Basic)
+
+
+def _result(result: Any, outputs: Sequence[Any], env: Any) -> Any:
+    if isinstance(result, tuple) and result[:1] == ("node",):
+        return outputs[result[1]]
+    return evaluate(result, env) if isinstance(result, sympy.Basic) else result
+
+
+def _strides(value: Any) -> tuple[Any, ...] | None:
+    """Strides that eager gives a result, where they are a plain packed order; else None."""
+    val = value.meta.get("val") if isinstance(value, torch.fx.Node) else None
+    if not isinstance(val, torch.Tensor) or val.layout is not torch.strided:
+        return None
+    if not torch._prims_common.is_non_overlapping_and_dense(val):
+        return None
+    return tuple(from_torch(s) for s in val.stride())
+
+
+def _restride(value: torch.Tensor, strides: tuple[Any, ...], env: Any) -> torch.Tensor:
+    """The value with eager's strides, so that code after it (`.view`, ...) finds what it expects."""
+    want = evaluate(strides, env) if env is not None else strides
+    if value.stride() == want or value.numel() < 2:
+        return value
+    if all(a == b for a, b, n in zip(value.stride(), want, value.shape) if n != 1):
+        return value
+    made = torch.empty_strided(value.shape, want, dtype=value.dtype, device=value.device)  # type: ignore[arg-type]
+    return made.copy_(value)
+
+
+__all__ = ["CompiledGraph", "compile_captured", "guards_of"]

@@ -1,0 +1,80 @@
+"""Readable names: of a graph's arguments, and of the user's module and line behind a node."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+_STEP = re.compile(r"\._(?:modules|parameters|buffers)\[(['\"])(.*?)\1\]")
+_ROOT = re.compile(r"^[LG]\[(['\"])(.*?)\1\]")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)(?:, in [^\n]*)?(?:\n[ \t]+([^\n]*))?')
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where in the user's program a node comes from: `layers.0.mlp`, `LlamaMLP`, `model.py:41`."""
+
+    module: str
+    module_class: str
+    source: str
+    text: str
+
+
+def origin(node: torch.fx.Node) -> Origin:
+    """The module and the innermost line outside torch itself that made this node."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path, kind = stack[-1] if stack else ("", "")
+    module_class = (kind if isinstance(kind, str) else kind.__name__).rpartition(".")[2]
+    source, text = innermost_line(node.meta.get("stack_trace") or "")
+    return Origin(split_path(path)[1], module_class, source, text)
+
+
+def innermost_line(trace: str) -> tuple[str, str]:
+    """`("model.py:41", "y = self.conv(x)")`: the last frame outside torch, else the last frame."""
+    frames = _FRAME.findall(trace)
+    frames = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
+    if not frames:
+        return "", ""
+    file, line, text = frames[-1]
+    return f"{os.path.basename(file)}:{line}", text.strip()
+
+
+def dynamo_source(node: torch.fx.Node) -> str:
+    """How Dynamo reaches an argument: `L['self']._modules['conv']._parameters['weight']`."""
+    source = getattr(node, "_dynamo_source", None)
+    source = source or getattr(node.meta.get("grapharg"), "source", None)
+    name = getattr(source, "name", "")
+    return name() if callable(name) else name  # a method up to torch 2.9
+
+
+def is_module_tensor(node: torch.fx.Node) -> bool:
+    """True for a parameter, a buffer or another tensor that hangs on an `nn.Module`."""
+    static = node.meta.get("tensor_dict", {})
+    return "_dynamo_static_input_type" in static or bool(_STEP.search(dynamo_source(node)))
+
+
+def argument_names(placeholders: Sequence[torch.fx.Node]) -> list[str]:
+    """A name for each, unique; the root's name is kept only where weights come from several."""
+    split = [(*split_path(dynamo_source(node)), node) for node in placeholders]
+    single = len({root for root, _, node in split if is_module_tensor(node)}) == 1
+    names: list[str] = []
+    for root, path, node in split:
+        whole = ".".join(filter(None, (root, path)))
+        name = path if single and is_module_tensor(node) else whole
+        name = name if re.fullmatch(r"[\w.]+", name) else node.name
+        while name in names:
+            name += "_"
+        names.append(name)
+    return names
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """`L['self']._modules['a'].b` is `("self", "a.b")`."""
+    root = _ROOT.match(path)
+    rest = path[root.end() :] if root else path
+    return root.group(2) if root else "", _STEP.sub(r".\2", rest).lstrip(".")

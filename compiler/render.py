@@ -1,0 +1,185 @@
+"""Reports on a terminal: readable in 100 columns, and without colour."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from effc.report import Explanation, Fallback, Report, RuleRow, StageRow
+
+__all__ = ["as_text", "explanation_parts", "report_parts", "rule_parts"]
+
+WIDTH = 100
+
+
+def as_text(parts: Iterable[Any]) -> str:
+    """The same without colour, 100 columns wide, no blanks at line ends."""
+    out = io.StringIO()
+    console = Console(file=out, width=WIDTH, no_color=True, highlight=False, legacy_windows=False)
+    for part in parts:
+        console.print(part)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def report_parts(report: Report) -> Iterable[Any]:
+    yield _title(report)
+    if report.error:
+        yield _section("Stopped", [Text(report.error)])
+    if report.refusal:
+        r = report.refusal
+        yield _section(
+            "Runs in PyTorch as a whole", [_row(f"{r.kind}: {r.reason}", r.where)]
+        )  # fmt: skip
+    if report.stages:
+        yield _section("Passes", [_stages(report.stages), *_stage_notes(report.stages)])
+    rules = [(s, r) for s in report.stages for r in s.rules if r.hits or r.misses]
+    if rules:
+        yield _section("Rules", [_rule(r) for _, r in rules])
+    if report.launches:
+        yield _section("Plan", [_launches(report)])
+    if report.fallbacks:
+        count = sum(len(f.nodes) for f in report.fallbacks)
+        yield _section(
+            f"Runs in PyTorch: {_count(count, 'node')}", map(_fallback, report.fallbacks)
+        )
+    if report.memory:
+        rows = [f"{k.replace('_', ' ')} {amount(v, 'B')}" for k, v in report.memory.items()]
+        yield _section("Memory", [Text(", ".join(rows))])
+    if report.guards:
+        yield _section("Holds for calls where", [_row(g.expr, g.where) for g in report.guards])
+    if report.recompile_cause:
+        yield _section("Compiled again because", [Text(report.recompile_cause)])
+
+
+def explanation_parts(explanation: Explanation) -> Iterable[Any]:
+    graphs = _count(len(explanation.reports), "graph")
+    yield Text(f"{explanation.name}: {graphs}", style="bold")
+    for note in explanation.notes:
+        yield Padding(Text(note), (0, 0, 0, 2))
+    if explanation.breaks:
+        yield _section("Capture stopped", [_row(b.reason, b.where) for b in explanation.breaks])
+    for report in explanation.reports:
+        yield Text("")
+        yield from report_parts(report)
+
+
+def rule_parts(found: Sequence[tuple[StageRow, RuleRow]]) -> Iterable[Any]:
+    for stage, rule in found:
+        yield Text(f"stage {stage.index}, {stage.name}", style="bold")
+        yield _rule(rule)
+
+
+def amount(value: float | str, unit: str) -> str:
+    """1234567 -> "1.23 MB"."""
+    if isinstance(value, str):
+        return f"{value} {unit}"
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(value) < 1000 or prefix == "T":
+            break
+        value /= 1000
+    return f"{value:.3g} {prefix}{unit}"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+
+
+def _title(report: Report) -> Text:
+    passes = _count(max(len(report.stages) - 1, 0), "pass", "passes")
+    parts = [f"{passes}, {_count(report.rewrites, 'rewrite')}"]
+    if report.target:
+        parts.append(f"target {report.target}")
+    parts += [f"{phase} {duration(s)}" for phase, s in report.seconds.items()]
+    return Text.assemble((report.name, "bold"), ": ", "; ".join(parts))
+
+
+def _section(title: str, parts: Iterable[Any]) -> Any:
+    return Group(Text(f"\n{title}", style="bold"), *(Padding(p, (0, 0, 0, 2)) for p in parts))
+
+
+def _grid(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(
+            column.lstrip(">"), justify="right" if right else "left", no_wrap=right,
+            overflow="fold",
+        )  # fmt: skip
+    return table
+
+
+def _stages(stages: Sequence[StageRow]) -> Table:
+    measured = any(s.error for s in stages)
+    errors = (">error", ">in all") if measured else ()
+    table = _grid(">", "pass", ">rewrites", ">nodes", ">time", *errors, ">work", ">bytes")
+    for s in stages:
+        shown = [_error(s.error), _error(s.total_error)] if measured else []
+        table.add_row(
+            str(s.index), Text(s.name), str(s.rewrites) if s.index else "", str(s.nodes),
+            duration(s.seconds) if s.index else "", *shown,
+            _brief(s.flops, "FLOP"), _brief(s.bytes, "B"),
+        )  # fmt: skip
+    return table
+
+
+def _brief(value: float | str, unit: str) -> str:
+    return "symbolic" if isinstance(value, str) else amount(value, unit)
+
+
+def _error(error: Any) -> str:
+    if error is None:
+        return ""
+    return "0" if not error.max_abs else f"{error.relative_l2:.1e}"
+
+
+def _stage_notes(stages: Sequence[StageRow]) -> Iterable[Text]:
+    for s in stages:
+        for note in filter(None, (s.violation, s.unchanged, *s.notes)):
+            yield Text.assemble((f"{s.name}: ", "bold"), note)
+
+
+def _rule(rule: RuleRow) -> Any:
+    head = Text.assemble(
+        (rule.rule, "bold"), f"  {rule.hits} of {_count(rule.attempts, 'place')}  ",
+        "" if rule.title == rule.rule else rule.title,
+    )  # fmt: skip
+    misses = [_row(f"not at {m.node}", m.where, m.reason) for m in rule.misses]
+    return Group(head, *(Padding(m, (0, 0, 0, 2)) for m in misses))
+
+
+def _fallback(fallback: Fallback) -> Any:
+    places: dict[str, int] = {}
+    for node in fallback.nodes:
+        places[node.where or node.text] = places.get(node.where or node.text, 0) + 1
+    head = Text(f"{len(fallback.nodes)} × {fallback.op}: {fallback.reason}")
+    rows = [Text(f"{n} × {where}" if n > 1 else where) for where, n in list(places.items())[:5]]
+    if len(places) > 5:
+        rows.append(Text(f"and {len(places) - 5} more places"))
+    return Group(head, *(Padding(r, (0, 0, 0, 4)) for r in rows))
+
+
+def _launches(report: Report) -> Table:
+    table = _grid("", ">calls", "", "")
+    table.show_header = False
+    for launch in report.launches:
+        table.add_row(launch.kind, str(launch.count), Text(launch.name), Text(launch.detail))
+    return table
+
+
+def _row(text: str, where: str, below: str = "") -> Text:
+    row = Text(text)
+    if where:
+        row.append(f"  {where}", style="dim")
+    if below:
+        row.append(f"\n  {below}")
+    return row
+
+
+def _count(n: int, one: str, many: str | None = None) -> str:
+    return f"{n} {one if n == 1 else many or one + 's'}"

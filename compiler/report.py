@@ -1,0 +1,360 @@
+"""What a compilation did, as plain data: the source of `explain`, report.json and the dump's page.
+
+Built once from a Record; holds text and numbers only, so that it saves, loads and compares. How it
+looks on a terminal is `render`'s business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+
+from effc.difference import Difference
+from effc.ir import Graph, NearMiss, Op, RuleStats, evaluate, nearest, node_text, symbol
+from effc.ir.errors import InputError, OptionError
+from effc.ir.symbols import dim_text
+from effc.pipeline import Stage
+from effc.record import Guard, Record
+
+__all__ = ["VERSION", "Explanation", "Report"]
+
+VERSION = 1  # of the JSON form; raised when a field changes its meaning or goes away
+MISSES = 3  # near misses shown of one rule
+
+
+@dataclass(frozen=True)
+class Miss:
+    node: str
+    reason: str
+    where: str
+    checked: bool  # the pattern matched and a condition said no
+
+
+@dataclass(frozen=True)
+class RuleRow:
+    rule: str
+    title: str
+    attempts: int
+    hits: int
+    seconds: float
+    misses: list[Miss]
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    max_abs: float
+    relative_l2: float
+
+
+@dataclass(frozen=True)
+class NodeErrorRow:
+    before: str
+    after: str
+    where: str
+    error: ErrorRow
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One step. flops and bytes are numbers, or text where sizes are symbols."""
+
+    index: int
+    name: str
+    title: str
+    numerics: str
+    seconds: float
+    rewrites: int
+    changed: bool
+    nodes: int
+    flops: float | str
+    bytes: float | str
+    error: ErrorRow | None = None
+    total_error: ErrorRow | None = None
+    violation: str | None = None
+    unchanged: str | None = None
+    notes: list[str] = field(default_factory=list)
+    rules: list[RuleRow] = field(default_factory=list)
+    node_errors: list[NodeErrorRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One value of the final graph and the user's line it comes from."""
+
+    text: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Nodes that run in PyTorch for one reason."""
+
+    op: str
+    reason: str
+    nodes: list[Line]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kind of step of the plan: a kernel of ours, or a library's."""
+
+    kind: str
+    name: str
+    count: int
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class RefusalRow:
+    kind: str
+    reason: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Break:
+    """A place where capture had to stop and Python goes on by itself."""
+
+    reason: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """One compiled graph. `json()` is stable within a VERSION; `str()` is for people."""
+
+    name: str
+    pipeline: str = ""
+    target: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    refusal: RefusalRow | None = None
+    stages: list[StageRow] = field(default_factory=list)
+    launches: list[Launch] = field(default_factory=list)
+    fallbacks: list[Fallback] = field(default_factory=list)
+    memory: dict[str, float] = field(default_factory=dict)
+    guards: list[Guard] = field(default_factory=list)
+    recompile_cause: str = ""
+    error: str | None = None  # why the compilation stopped
+    version: int = VERSION
+
+    @staticmethod
+    def of(record: Record, error: Exception | None = None) -> Report:
+        stages, ex = record.stages, record.executable
+        return Report(
+            record.name, record.pipeline, record.target, dict(record.seconds),
+            _refusal(record.refusal), [_stage(s, record.sizes) for s in stages],
+            _launches(ex), _fallbacks(ex, stages[-1].graph if stages else None), _memory(ex),
+            list(record.guards), record.recompile_cause, str(error) if error else None,
+        )  # fmt: skip
+
+    @property
+    def rewrites(self) -> int:
+        return sum(s.rewrites for s in self.stages)
+
+    def rule(self, name: str) -> list[tuple[StageRow, RuleRow]]:
+        """Everything about one rule. Raises OptionError naming the nearest known one."""
+        found = [(s, r) for s in self.stages for r in s.rules if r.rule == name]
+        if not found:
+            known = {r.rule for s in self.stages for r in s.rules}
+            raise OptionError(f"no rule {name!r} ran", fix=nearest(name, known) if known else None)
+        return found
+
+    def json(self) -> str:
+        return json.dumps(_plain(self), indent=1, allow_nan=False) + "\n"
+
+    @staticmethod
+    def read(text: str) -> Report:
+        """What `json` wrote. Raises InputError for anything else, another version included."""
+        return _read(text, Report)
+
+    def __str__(self) -> str:
+        from effc.render import as_text, report_parts
+
+        return as_text(report_parts(self))
+
+    def __rich_console__(self, *_: object) -> Iterable[Any]:
+        from effc.render import report_parts
+
+        yield from report_parts(self)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything effc did for one model: a report for each graph, and why there are several."""
+
+    name: str
+    reports: list[Report] = field(default_factory=list)
+    breaks: list[Break] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    version: int = VERSION
+
+    def rule(self, name: str) -> list[tuple[StageRow, RuleRow]]:
+        known = {r.rule for g in self.reports for s in g.stages for r in s.rules}
+        if name not in known:
+            raise OptionError(f"no rule {name!r} ran", fix=nearest(name, known) if known else None)
+        return [
+            (s, r) for g in self.reports for s in g.stages for r in s.rules if r.rule == name
+        ]  # fmt: skip
+
+    def json(self) -> str:
+        return json.dumps(_plain(self), indent=1, allow_nan=False) + "\n"
+
+    @staticmethod
+    def read(text: str) -> Explanation:
+        return _read(text, Explanation)
+
+    def __str__(self) -> str:
+        from effc.render import as_text, explanation_parts
+
+        return as_text(explanation_parts(self))
+
+    def __rich_console__(self, *_: object) -> Iterable[Any]:
+        from effc.render import explanation_parts
+
+        yield from explanation_parts(self)
+
+
+# ------------------------------------------------------------------ from what the compiler holds
+
+
+def _stage(stage: Stage, sizes: Mapping[str, int | float]) -> StageRow:
+    cost = stage.cost
+    return StageRow(
+        stage.index, stage.name, stage.title, str(stage.numerics or ""), stage.seconds,
+        stage.rewrites, stage.changed, len(stage.graph.nodes), _number(cost.flops, sizes),
+        _number(cost.bytes, sizes), _error(stage.error), _error(stage.total_error),
+        stage.violation, stage.why_unchanged, list(stage.notes), [_rule(r) for r in stage.rules],
+        [
+            NodeErrorRow(n.before, n.after, n.where, ErrorRow(n.error.max_abs, n.error.relative_l2))
+            for n in stage.node_errors
+        ],
+    )  # fmt: skip
+
+
+def _number(value: Any, sizes: Mapping[str, int | float]) -> float | str:
+    env = {symbol(k): v for k, v in sizes.items()}
+    if not isinstance(value, sympy.Basic):
+        return value
+    missing = value.free_symbols - env.keys()
+    return dim_text(value) if missing else evaluate(value, env)  # type: ignore[return-value]
+
+
+def _error(error: Difference | None) -> ErrorRow | None:
+    return None if error is None else ErrorRow(error.max_abs, error.relative_l2)
+
+
+def _rule(stats: RuleStats) -> RuleRow:
+    misses = [_miss(m) for m in stats.misses[:MISSES]]
+    return RuleRow(stats.rule, stats.title, stats.attempts, stats.hits, stats.seconds, misses)
+
+
+def _miss(miss: NearMiss) -> Miss:
+    line = miss.node_text.partition("  # ")[0]
+    return Miss(line, miss.reason, miss.where, miss.checked)
+
+
+def _refusal(refusal: Any) -> RefusalRow | None:
+    if refusal is None:
+        return None
+    return RefusalRow(refusal.kind, refusal.reason, refusal.where or "")
+
+
+def _fallbacks(executable: Any, graph: Graph | None) -> list[Fallback]:
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for node, answer in getattr(executable, "fallbacks", ()):
+        key = (getattr(node, "target", node.name), str(answer))
+        groups.setdefault(key, []).append(Line(_line(graph, node), node.where))
+    rows = [Fallback(name, reason, nodes) for (name, reason), nodes in groups.items()]
+    return sorted(rows, key=lambda f: -len(f.nodes))
+
+
+def _line(graph: Graph | None, node: Op) -> str:
+    if graph is None or node not in graph.users:
+        return repr(node)
+    return node_text(graph, node).partition("  # ")[0]
+
+
+def _launches(executable: Any) -> list[Launch]:
+    groups: dict[tuple[str, str, str], int] = {}
+    for launch in getattr(executable, "launches", ()):
+        key = (
+            str(getattr(launch, "kind", "kernel")), str(getattr(launch, "name", launch)),
+            str(getattr(launch, "detail", "")),
+        )  # fmt: skip
+        groups[key] = groups.get(key, 0) + 1
+    return [Launch(kind, name, count, detail) for (kind, name, detail), count in groups.items()]
+
+
+def _memory(executable: Any) -> dict[str, float]:
+    memory = getattr(executable, "memory", None)
+    if memory is None:
+        return {}
+    if dataclasses.is_dataclass(memory):
+        memory = {f.name: getattr(memory, f.name) for f in dataclasses.fields(memory)}
+    if not isinstance(memory, Mapping):
+        memory = {"arena": memory}
+    return {k: v for k, v in memory.items() if isinstance(v, (int, float))}
+
+
+# ------------------------------------------------------------------ plain data, both ways
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses to dicts; a float that JSON lacks becomes text."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _read(text: str, cls: Any) -> Any:
+    what = f"not a {cls.__name__.lower()} of effc"
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise InputError(what, why=str(e)) from e
+    if not isinstance(data, dict) or "version" not in data:
+        raise InputError(what, why="it has no version")
+    if data["version"] != VERSION:
+        raise InputError(
+            what, why=f"it has version {data['version']}, this effc reads {VERSION}",
+            fix="read it with the effc that wrote it",
+        )  # fmt: skip
+    try:
+        return _load(cls, data)
+    except (TypeError, KeyError, ValueError, AttributeError) as e:
+        raise InputError(what, why=f"{type(e).__name__}: {e}") from e
+
+
+def _load(hint: Any, data: Any) -> Any:
+    if data is None:
+        return None
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        return hint(**{k: _load(hints[k], v) for k, v in data.items()})  # type: ignore[operator]
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is list:
+        return [_load(args[0], v) for v in data]
+    if typing.get_origin(hint) is dict:
+        return {k: _load(args[1], v) for k, v in data.items()}
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        inner = [a for a in args if a is not types.NoneType]
+        return _load(inner[0], data) if len(inner) == 1 else data
+    return float(data) if hint is float else data
+
+
+def explanation(name: str, records: Sequence[Record]) -> Explanation:
+    return Explanation(name, [r.report() for r in records])

@@ -1,0 +1,1 @@
+"""Passes: efficiency papers as graph rewrites, and the analyses they read."""

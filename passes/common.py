@@ -1,0 +1,47 @@
+"""What several passes ask about operands, and how a pass without the rule engine reports."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from effc.ir import DType, Graph, NearMiss, No, Op, Tensor, no, yes
+from effc.ir.rewrite import Answer
+
+from .base import Context
+
+
+def is_number(value: Any) -> bool:
+    """A plain int or float (not a bool, not a size that only a call knows)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def power_of_two(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value) and math.frexp(value)[0] in (0.5, -0.5)
+
+
+def reassociates(dtype: DType) -> Answer:
+    """Whether a different order of operations stays at rounding level in this element type.
+
+    In 16 bits a rounding is 2**-9 or 2**-11, far above what `exact("rounding")` promises.
+    """
+    if dtype.is_float and dtype.bits < 32:
+        return no("a different order of roundings shows in {}", dtype)
+    return yes
+
+
+def dense_constants(graph: Graph, *values: Op | None) -> Answer:
+    """All given values are constants of the graph with plainly stored elements; None is fine."""
+    for value in values:
+        if value is None:
+            continue
+        if value not in graph.constants:
+            return no("{} is computed from inputs", value.name, at=value)
+        if not isinstance(value.type, Tensor) or value.type.format.__class__.__name__ != "Dense":
+            return no("{} is stored as {}", value.name, value.type, at=value)
+    return yes
+
+
+def missed(ctx: Context, rule: str, title: str, graph: Graph, node: Op, why: No) -> None:
+    """Record that a pass which does its own matching decided against a rewrite at `node`."""
+    ctx.missed(rule, title, NearMiss(rule, graph, node, 1, True, why))
