@@ -43,20 +43,21 @@ class Options:
     threads: at most this many threads a launch; None follows torch.get_num_threads() at each call.
     captured: the graph as captured, before any pass, with as many outputs. Two outputs, or an
         output and an input, may share memory only where they do so in it. None: the graph itself.
-    strict: refuse (UnsupportedError, all nodes listed) instead of running a node through ATen.
     kernels: False runs every node through torch, to tell a wrong kernel from a wrong graph.
     """
 
     threads: int | None = None
     captured: Graph | None = None
-    strict: bool = False
     kernels: bool = True
 
     @classmethod
-    def of(cls, value: Options | Mapping[str, Any] | None) -> Options:
+    def of(cls, value: Any = None) -> Options:
+        """From a mapping, or from any object: its attributes that are named as ours."""
         if value is None or isinstance(value, Options):
             return value or cls()
         known = {f.name for f in fields(cls)}
+        if not isinstance(value, Mapping):
+            return replace(cls(), **{k: getattr(value, k) for k in known if hasattr(value, k)})
         for name in value:
             if name not in known:
                 raise OptionError(f"no backend option {name!r}", fix=nearest(name, known))
@@ -169,7 +170,7 @@ class Backend(ABC):
 
     @abstractmethod
     def compile(
-        self, graph: Graph, options: Options | Mapping[str, Any] | None = None
+        self, graph: Graph, options: Any = None
     ) -> Executable:
         """Plan and build everything that needs no weights."""
 

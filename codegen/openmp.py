@@ -70,7 +70,7 @@ class _DlInfo(ctypes.Structure):
 
 
 def _used_by_torch() -> str | None:
-    """Which of several runtimes: the file that holds omp_get_max_threads as libtorch_cpu sees it."""
+    """Of several runtimes, the file whose omp_get_max_threads libtorch_cpu calls."""
     paths = {line.split(maxsplit=5)[-1].strip() for line in _maps() if "libtorch_cpu" in line}
     for path in paths:
         symbol = ctypes.cast(ctypes.CDLL(path).omp_get_max_threads, ctypes.c_void_p)

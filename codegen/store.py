@@ -10,9 +10,11 @@ process ends, however it ends, so no lock goes stale.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -34,6 +36,19 @@ def cache_dir() -> Path:
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path("~/.cache").expanduser()) / "effc"
+
+
+@functools.lru_cache(maxsize=1)
+def private_folder() -> Path:
+    """Where this process builds when the cache folder cannot be written; removed at exit."""
+    folder, owner = tempfile.mkdtemp(prefix="effc-"), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # a forked child that exits must leave it to its parent
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return Path(folder)
 
 
 @dataclass(frozen=True)
@@ -124,9 +139,12 @@ class Store:
             self._sweep(key)
             work = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=self._ensure(self.root / "tmp")))
             try:
+                os.chmod(work, 0o755)  # mkdtemp's 0700 would hide it from others sharing the cache
                 manifest = make(work)
                 names = sorted(path.name for path in work.iterdir())
-                manifest["files"] = {n: [(work / n).stat().st_size, _digest(work / n)] for n in names}
+                manifest["files"] = {
+                    n: [(work / n).stat().st_size, _digest(work / n)] for n in names
+                }
                 (work / "manifest.json").write_text(json.dumps(manifest, indent=1))
                 folder = self.folder(kind, key)
                 self._ensure(folder.parent)
@@ -147,12 +165,16 @@ class Store:
         return value if isinstance(value, dict) else None
 
     def save_json(self, kind: str, key: str, value: dict[str, Any]) -> None:
-        """Keep a small fact; losing it costs time only, so a folder that cannot be written is fine."""
+        """Keep a small fact. Losing it costs time only, so an unwritable folder is fine."""
         with contextlib.suppress(OSError):
             folder = self._ensure(self.root / kind)
             with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-                file.write(json.dumps(value))
-            os.replace(file.name, folder / f"{key}.json")
+                try:
+                    file.write(json.dumps(value))
+                    file.flush()
+                    os.replace(file.name, folder / f"{key}.json")
+                except OSError:
+                    os.unlink(file.name)
 
     def note(self, error: OSError) -> Note:
         """What a failed write means for the user."""
@@ -184,23 +206,15 @@ class Store:
     @contextlib.contextmanager
     def _lock(self, kind: str, key: str, wait: Callable[[], None]) -> Iterator[None]:
         path = self._ensure(self.root / "locks") / f"{kind}-{key}"
-        while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                # Polled, so that Ctrl-C and `wait` are heard while another process compiles.
-                while not _try_lock(fd):
-                    wait()
-                    time.sleep(0.02)
-                # The holder before us removed the file: our lock is on a name nobody else sees.
-                if _same_file(fd, path):
-                    yield
-                    path.unlink(missing_ok=True)
-                    return
-            finally:
-                os.close(fd)
+        fd = _open_lock(path, wait)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # before the lock goes: see _open_lock
+            os.close(fd)
 
     def _sweep(self, key: str) -> None:
-        """Remove unfinished work of dead processes: of this key, whose lock we hold, or very old."""
+        """Remove unfinished work of dead processes: of this key, which we hold, or very old."""
         now = time.time()
         for path in (self.root / "tmp").glob("*"):
             if path.name.startswith(f"{key}.") or now - _mtime(path) > STALE:
@@ -208,8 +222,11 @@ class Store:
 
 
 def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _mtime(path: Path) -> float:
@@ -217,6 +234,26 @@ def _mtime(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def _open_lock(path: Path, wait: Callable[[], None]) -> int:
+    """Take the lock named `path`; closing the returned descriptor gives it back."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            # Polled, so that Ctrl-C and `wait` are heard while another process compiles.
+            while not _try_lock(fd):
+                wait()
+                time.sleep(0.02)
+            # Did the holder before us remove the file? Then our lock is on a name nobody sees.
+            if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
+                return fd
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
 
 
 def _try_lock(fd: int) -> bool:
@@ -227,8 +264,5 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def _same_file(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except OSError:
-        return False
+# A forked child makes a folder of its own: its parent's goes when the parent ends.
+os.register_at_fork(after_in_child=private_folder.cache_clear)

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from effc.codegen.store import Store, cache_dir
+from .store import Store, cache_dir
 
 CANDIDATES = ("g++", "c++", "clang++")
 PROBE = """
@@ -55,12 +55,14 @@ class Toolchain:
 
     @property
     def path(self) -> str:
-        return self.command[-1]
+        return [word for word in self.command if not word.startswith("-")][-1]
 
     @property
     def identity(self) -> str:
         """What of the compiler decides the object it makes: part of every cache key."""
-        return f"{self.kind} {'.'.join(map(str, self.version))} {self.target} ({self.banner})"
+        options = "".join(f" {word}" for word in self.command if word.startswith("-"))
+        version = ".".join(map(str, self.version))
+        return f"{self.kind} {version} {self.target}{options} ({self.banner})"
 
     def supported(self, flags: Iterable[str]) -> tuple[str, ...]:
         """Those of `flags` that this compiler knows: an old one lacks the newest -m flags."""
@@ -98,8 +100,8 @@ def _find(cxx: str, path: str, cache: str) -> Toolchain | MissingToolchain:
     """Keyed by all of the environment it looks at, so that a changed CXX is seen."""
     skipped: list[str] = []
     for words in ([shlex.split(cxx)] if cxx.strip() else []) + [[name] for name in CANDIDATES]:
-        # The compiler is the last word: `ccache g++`. Options in CXX would escape the cache key.
-        found = [shutil.which(word, path=path) for word in words]
+        # CXX may hold more than a name: `ccache g++ -m64`.
+        found = [w if w.startswith("-") else shutil.which(w, path=path) for w in words]
         if None in found:
             skipped.append(f"{words[found.index(None)]}: not found")
             continue
@@ -125,7 +127,7 @@ def install_command(os_release: str = "/etc/os-release") -> str:
 
 def _probe_cached(command: tuple[str, ...], cache: Path) -> Toolchain | str:
     """A `Toolchain`, or why this compiler is none. Only success is kept on disk."""
-    stat = os.stat(command[-1])
+    stat = os.stat([word for word in command if not word.startswith("-")][-1])
     mark = json.dumps([command, stat.st_size, stat.st_mtime_ns, PROBE])
     store = Store(cache)
     key = hashlib.sha256(mark.encode()).hexdigest()
@@ -158,7 +160,9 @@ def _probe(command: tuple[str, ...]) -> Toolchain | str:
         kind, names = "clang", ("__clang_major__", "__clang_minor__", "__clang_patchlevel__")
     version = tuple(int(macros.get(name, "0")) for name in names)
     banner = _run([*command, "--version"]).stdout.partition("\n")[0].strip()
-    return Toolchain(command, kind, version, _run([*command, "-dumpmachine"]).stdout.strip(), banner)
+    return Toolchain(
+        command, kind, version, _run([*command, "-dumpmachine"]).stdout.strip(), banner
+    )
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:

@@ -38,7 +38,7 @@ def is_written(value: object) -> bool:
 def undeclared_views(graph: torch.fx.Graph) -> list[torch.fx.Node]:
     """Nodes that return memory of an argument although their schema does not say so.
 
-    `broadcast_tensors`, `einsum` or `type_as` may do that. Functionalisation believes the schema, so
+    `broadcast_tensors`, `einsum` or `type_as` may do that. Functionalisation believes the schema:
     a write through such a result is lost on the argument, and the other way round.
     """
     found = []

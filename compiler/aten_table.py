@@ -182,8 +182,7 @@ def _lift(call: Call, x: Op) -> Any:
 
 @converts("aten.contiguous.default")
 def _contiguous(call: Call, x: Op, memory_format: Any) -> Any:
-    # In the IR a value has no strides of its own; a fresh buffer is all that eager may add.
-    return ToLayout(x, row_major)
+    return Reshape(x, x.shape) if call.is_alias else ToLayout(x, row_major)
 
 
 @converts("aten.dropout.default")

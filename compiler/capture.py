@@ -49,7 +49,7 @@ class CapturedInput:
 
     `kind` is "user", "weight" (a module's tensor or a constant, only read), "state" (a module's
     tensor that the graph writes), "symbol" (a SymInt) or "scalar" (a Python number that arrives as
-    a 0-dim tensor). `position` indexes the runtime arguments; None: the tensor belongs to the graph.
+    a 0-dim tensor). `position` indexes the runtime arguments; None: the graph owns the tensor.
     `tensor` is the live tensor of a weight or state, never a copy.
     """
 
@@ -70,7 +70,10 @@ class CapturedOutput:
 
 @dataclass(frozen=True)
 class Captured:
-    """A functional graph; inputs in placeholder order, outputs with the mutations first."""
+    """A functional graph; inputs in placeholder order, outputs with the mutations first.
+
+    Autocast's casts are nodes of the graph, so it has to be run with autocast off.
+    """
 
     graph_module: torch.fx.GraphModule
     inputs: tuple[CapturedInput, ...]

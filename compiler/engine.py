@@ -57,7 +57,8 @@ def compile_captured(
             instruments=_instruments(options, record, samples),
         )  # fmt: skip
     with record.phase("backend"):
-        record.executable = backend.compile(record.stages[-1].graph, options)
+        captured_graph = {"captured": imported.graph}  # the plan shares memory only where it does
+        record.executable = backend.compile(record.stages[-1].graph, captured_graph)
     if options.strict and record.executable.fallbacks:
         raise unsupported(record, imported)
     return CompiledGraph(captured, imported, record, original)

@@ -49,6 +49,7 @@ class Call:
 
     target: str
     val: Any  # the traced result: fake tensor(s)
+    node: torch.fx.Node | None = None
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -58,6 +59,15 @@ class Call:
     @property
     def dtype(self) -> DType:
         return DType.of(self.val.dtype)
+
+    @property
+    def is_alias(self) -> bool:
+        """torch's result shares the memory of its first argument."""
+        first = self.node.args[0] if self.node and self.node.args else None
+        given = first.meta.get("val") if isinstance(first, torch.fx.Node) else None
+        if not isinstance(given, torch.Tensor):
+            return False
+        return given.untyped_storage()._cdata == self.val.untyped_storage()._cdata
 
 
 @dataclass(frozen=True)
@@ -160,7 +170,7 @@ class _Importer:
         args = tuple(map(self.value, node.args))
         kwargs = {k: self.value(v) for k, v in node.kwargs.items()}
         where = self.origin(node)
-        made, why = self.convert(target, node.target, args, kwargs, val)
+        made, why = self.convert(Call(target, val, node), node.target, args, kwargs)
         if why is not None:
             of = self.type(val)
             made = Aten(target, args, tuple(kwargs.items()), of=of)
@@ -170,15 +180,16 @@ class _Importer:
         return made
 
     def convert(
-        self, target: str, overload: Any, args: Any, kwargs: Any, val: Any
+        self, call: Call, overload: Any, args: Any, kwargs: Any
     ) -> tuple[Any, No | None]:
+        target, val = call.target, call.val
         converter = CONVERTERS.get(target)
         if converter is None:
             return None, no("{} has no op of its own", target)
         if not _ordinary(val) or not all(map(_ordinary_value, (*args, *kwargs.values()))):
             return None, no("{} on element types without declared arithmetic", target)
         try:
-            made = converter(Call(target, val), **_bind(overload, args, kwargs))
+            made = converter(call, **_bind(overload, args, kwargs))
         except OpError as e:
             return None, no("{}: {}", target, e.what)
         if isinstance(made, No):

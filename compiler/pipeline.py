@@ -6,10 +6,9 @@ instrument's work. Nothing here knows what a pass does.
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from effc.difference import Difference, NodeError
@@ -17,6 +16,7 @@ from effc.ir import Cost, EffcError, Graph, NearMiss, Op, PassError, RuleStats, 
 from effc.ir.rewrite import Answer, Journal
 from effc.ir.verify import window
 from effc.passes.base import Context, Numerics, Pass, Pipeline
+from effc.stagediff import graph_diff
 
 __all__ = ["Instrument", "Run", "Stage", "run_pipeline", "stages_diff"]
 
@@ -131,9 +131,11 @@ def run_pipeline(
             for i in watching:
                 i.before(run, p)
             stage, journal = _apply(run, p, supports or _supports_all)
-            for i in watching:
-                stage = i.after(run, stage, journal)
-            run.stages.append(stage)
+            try:
+                for i in watching:
+                    stage = i.after(run, stage, journal)
+            finally:
+                run.stages.append(stage)  # the stage that an instrument objects to is kept too
         for i in watching:
             i.finish(run)
     except EffcError as e:
@@ -145,11 +147,8 @@ def run_pipeline(
 
 def stages_diff(a: Stage, b: Stage) -> str:
     """Unified diff of two stages' texts; empty when they are equal."""
-    rows = difflib.unified_diff(
-        a.text.splitlines(), b.text.splitlines(),
-        f"{a.index:03d} {a.name}", f"{b.index:03d} {b.name}", lineterm="",
-    )  # fmt: skip
-    return "\n".join(rows)
+    titles = (f"{a.index:03d} {a.name}", f"{b.index:03d} {b.name}")
+    return graph_diff(a.text, b.text, *titles)
 
 
 def _supports_all(node: Op) -> Answer:
@@ -238,7 +237,3 @@ def _node_at_fault(graph: Graph, e: BaseException) -> Op | None:
 def _window(graph: Graph, e: BaseException) -> str | None:
     node = _node_at_fault(graph, e)
     return window(graph, node) if node is not None else None
-
-
-def with_note(stage: Stage, note: str) -> Stage:
-    return replace(stage, notes=(*stage.notes, note))

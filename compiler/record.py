@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +44,12 @@ class Record:
     guards: list[Guard] = field(default_factory=list)
     recompile_cause: str = ""
     sizes: Mapping[str, int | float] = field(default_factory=dict)
+
+    @property
+    def part(self) -> str:
+        """Name of this graph's own folder in a dump; "" for a model that is one graph."""
+        match = re.fullmatch(r"graph (\d+)/(\d+)(?:\D.*)?", self.name)
+        return f"graph_{match[1]}_{match[2]}" if match else ""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

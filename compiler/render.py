@@ -42,15 +42,13 @@ def report_parts(report: Report) -> Iterable[Any]:
     if rules:
         yield _section("Rules", [_rule(r) for _, r in rules])
     if report.launches:
-        yield _section("Plan", [_launches(report)])
+        arena = f", {amount(report.memory, 'B')} of memory for values" if report.memory else ""
+        yield _section(f"Plan: {_count(_steps(report), 'step')}{arena}", [_launches(report)])
     if report.fallbacks:
         count = sum(len(f.nodes) for f in report.fallbacks)
         yield _section(
             f"Runs in PyTorch: {_count(count, 'node')}", map(_fallback, report.fallbacks)
         )
-    if report.memory:
-        rows = [f"{k.replace('_', ' ')} {amount(v, 'B')}" for k, v in report.memory.items()]
-        yield _section("Memory", [Text(", ".join(rows))])
     if report.guards:
         yield _section("Holds for calls where", [_row(g.expr, g.where) for g in report.guards])
     if report.recompile_cause:
@@ -164,11 +162,18 @@ def _fallback(fallback: Fallback) -> Any:
     return Group(head, *(Padding(r, (0, 0, 0, 4)) for r in rows))
 
 
+def _steps(report: Report) -> int:
+    return sum(r.count for r in report.launches) + sum(len(f.nodes) for f in report.fallbacks)
+
+
 def _launches(report: Report) -> Table:
-    table = _grid("", ">calls", "", "")
+    table = _grid("", ">", "", "")
     table.show_header = False
-    for launch in report.launches:
-        table.add_row(launch.kind, str(launch.count), Text(launch.name), Text(launch.detail))
+    for row in report.launches:
+        source = f"{row.lines} lines" if row.lines else ""
+        table.add_row(
+            row.kind, f"{row.count} ×", Text(row.call), "; ".join(filter(None, (source, row.note)))
+        )
     return table
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,12 +104,13 @@ class Fallback:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kind of step of the plan: a kernel of ours, or a library's."""
+    """Steps of the plan that make one call: kind is "kernel", "library", "copy" or "view"."""
 
     kind: str
-    name: str
+    call: str
     count: int
-    detail: str = ""
+    lines: int = 0  # of the kernel's source
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ class Report:
     stages: list[StageRow] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
     fallbacks: list[Fallback] = field(default_factory=list)
-    memory: dict[str, float] = field(default_factory=dict)
+    memory: int | None = None  # arena bytes of a call; None: known only at the call
+    sizes: dict[str, float] = field(default_factory=dict)
     guards: list[Guard] = field(default_factory=list)
     recompile_cause: str = ""
     error: str | None = None  # why the compilation stopped
@@ -151,7 +153,8 @@ class Report:
         return Report(
             record.name, record.pipeline, record.target, dict(record.seconds),
             _refusal(record.refusal), [_stage(s, record.sizes) for s in stages],
-            _launches(ex), _fallbacks(ex, stages[-1].graph if stages else None), _memory(ex),
+            _launches(ex), _fallbacks(ex, stages[-1].graph if stages else None),
+            getattr(ex, "memory", None), dict(record.sizes),
             list(record.guards), record.recompile_cause, str(error) if error else None,
         )  # fmt: skip
 
@@ -283,25 +286,21 @@ def _line(graph: Graph | None, node: Op) -> str:
 
 
 def _launches(executable: Any) -> list[Launch]:
-    groups: dict[tuple[str, str, str], int] = {}
+    counts: dict[tuple[str, str], int] = {}
+    notes: dict[tuple[str, str], dict[str, None]] = {}
     for launch in getattr(executable, "launches", ()):
-        key = (
-            str(getattr(launch, "kind", "kernel")), str(getattr(launch, "name", launch)),
-            str(getattr(launch, "detail", "")),
-        )  # fmt: skip
-        groups[key] = groups.get(key, 0) + 1
-    return [Launch(kind, name, count, detail) for (kind, name, detail), count in groups.items()]
+        if launch.reason is None:  # the others are listed with their reasons
+            key = (launch.kind, launch.call)
+            counts[key] = counts.get(key, 0) + 1
+            notes.setdefault(key, {}).update({launch.note: None} if launch.note else {})
+    kernels = getattr(executable, "kernels", {})
+    return [
+        Launch(kind, call, n, len(kernels.get(call, "").splitlines()), "; ".join(notes[kind, call]))
+        for (kind, call), n in sorted(counts.items(), key=lambda i: (_KINDS.get(i[0][0], 9), -i[1]))
+    ]
 
 
-def _memory(executable: Any) -> dict[str, float]:
-    memory = getattr(executable, "memory", None)
-    if memory is None:
-        return {}
-    if dataclasses.is_dataclass(memory):
-        memory = {f.name: getattr(memory, f.name) for f in dataclasses.fields(memory)}
-    if not isinstance(memory, Mapping):
-        memory = {"arena": memory}
-    return {k: v for k, v in memory.items() if isinstance(v, (int, float))}
+_KINDS = {"kernel": 0, "library": 1, "copy": 2, "view": 3}
 
 
 # ------------------------------------------------------------------ plain data, both ways
@@ -354,7 +353,3 @@ def _load(hint: Any, data: Any) -> Any:
         inner = [a for a in args if a is not types.NoneType]
         return _load(inner[0], data) if len(inner) == 1 else data
     return float(data) if hint is float else data
-
-
-def explanation(name: str, records: Sequence[Record]) -> Explanation:
-    return Explanation(name, [r.report() for r in records])

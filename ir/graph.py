@@ -10,13 +10,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from keyword import iskeyword
 from typing import Any
 
 import sympy
 import torch
 
 from .op import Cost, Op, op
-from .symbols import real_symbol, symbol
+from .symbols import dim_text, real_symbol, symbol
 from .types import Number, Tensor, Type, type_text
 
 
@@ -28,6 +29,8 @@ class Input(Op):
     of: Type
 
     def infer(self) -> Type:
+        if not self.key.isidentifier() or iskeyword(self.key) or self.key in ("inf", "nan"):
+            raise self.fail(f"{self.key!r} cannot be the name of an input")
         return self.of
 
     @property
@@ -69,12 +72,18 @@ class Weight(Op):
     def map_operands(self, fn: Callable[[Op], Op]) -> Op:
         return self
 
+    def replace(self, **changes: object) -> Weight:
+        """The same weight with some fields changed; keeps its values and origins."""
+        node = super().replace(**changes)
+        object.__setattr__(node, "data", self.data)
+        return node
+
 
 def digest(t: torch.Tensor) -> str:
     """Hash of dtype, shape and values, in logical order."""
     h = hashlib.blake2b(f"{t.dtype}{tuple(t.shape)}".encode(), digest_size=4)
     if t.numel():
-        flat = t.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        flat = t.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         h.update(flat.view(torch.uint8).numpy().data)
     return h.hexdigest()
 
@@ -188,16 +197,15 @@ class Graph:
         return self._remap(lambda node, mapped, remap: visit(mapped), name)
 
     def substitute(self, new: Mapping[Op, Op], name: str | None = None) -> Graph:
-        """New graph where values are replaced; replacements are written in terms of old nodes."""
+        """New graph where values are replaced; replacements are written in terms of old nodes.
+
+        A replacement may read the value it replaces: that stays the old value.
+        """
 
         def replace(node: Op, mapped: Op, remap: Callable[[Op], Op]) -> Op:
-            if node not in new:
-                return mapped
-            if not new[node].origins:
-                new[node].from_(node)
-            return remap(new[node])
+            return remap(new[node]) if node in new else mapped
 
-        return self._remap(replace, name)
+        return self._remap(replace, name, self.inputs)
 
     def live(self) -> Graph:
         """The graph without nodes that no output and no random op needs."""
@@ -218,34 +226,45 @@ class Graph:
         )
 
     def _remap(
-        self, replace: Callable[[Op, Op, Callable[[Op], Op]], Op], name: str | None
+        self,
+        replace: Callable[[Op, Op, Callable[[Op], Op]], Op],
+        name: str | None,
+        inputs: Iterable[Op] = (),
     ) -> Graph:
+        """inputs: those that may be replaced too."""
+        old = {*self.inputs, *self.nodes}
         memo: dict[Op, Op] = {i: i for i in self.inputs}
 
+        def finish(node: Op) -> None:
+            mapped = memo[node] = node.map_operands(memo.__getitem__)
+            result = memo[node] = replace(node, mapped, remap)
+            if not result.origins and result not in old:
+                result.from_(node)
+
         def remap(value: Op) -> Op:
-            if value in memo:
-                return memo[value]
             stack = [value]
             while stack:
                 top = stack[-1]
-                waiting = [o for o in top.operands if o not in memo]
+                waiting = () if top in memo else [o for o in top.operands if o not in memo]
+                stack += waiting
                 if waiting:
-                    stack += waiting
-                else:
-                    memo.setdefault(top, top.map_operands(memo.__getitem__))
-                    stack.pop()
+                    continue
+                stack.pop()
+                if top not in memo and top in old:
+                    finish(top)  # a replacement may read values further down
+                elif top not in memo:
+                    memo[top] = top.map_operands(memo.__getitem__)
             return memo[value]
 
+        for value in inputs:
+            finish(value)
         for node in self.nodes:
-            mapped = memo[node] = node.map_operands(remap)
-            result = memo[node] = replace(node, mapped, remap)
-            if not result.origins:
-                result.from_(node)
+            remap(node)
         outputs = tuple(memo[o] for o in self.outputs)
-        same = all(memo[n] is n for n in self.nodes)
+        same = all(memo[n] is n for n in old)
         if same and (name is None or name == self.name):
             return self
-        keep = [memo[n] for n in self.nodes]
+        keep = [memo[n] for n in (*self.inputs, *self.nodes)]
         nodes = tuple(_ordered(outputs, keep, self.inputs))
         return Graph(self.inputs, nodes, outputs, name or self.name)
 
@@ -269,20 +288,25 @@ class Graph:
 
 
 def _row(node: Op, number: Mapping[Op, int]) -> tuple[object, ...]:
-    from .op import map_values
+    values = {f.name: getattr(node, f.name) for f in node.fields}
+    if isinstance(node, Weight):
+        values["digest"] = node.content
+    return (node.name, type_text(node.type), *(_plain(v, number) for v in values.values()))
 
-    values: list[object] = []
-    for f in node.fields:
-        value = getattr(node, f.name)
-        if f.kind == "operand":
-            values.append(map_values(value, lambda o: ("%", number[o])))
-        elif f.kind == "region":
-            values.append(value.signature)
-        elif isinstance(node, Weight) and f.name == "digest":
-            values.append(node.content)
-        else:
-            values.append((type(value).__name__, repr(value)))  # repr: 1 and True, nan and nan
-    return (node.name, type_text(node.type), *values)
+
+def _plain(value: object, number: Mapping[Op, int]) -> object:
+    """A field as plain data that compares as its text does: 1 is not True, nan is nan."""
+    if isinstance(value, Op):
+        return ("%", number[value])
+    if isinstance(value, tuple):
+        return tuple(_plain(v, number) for v in value)
+    if isinstance(value, Graph):
+        return value.signature[1:]  # the name of a region is for people
+    if isinstance(value, sympy.Basic):
+        return ("size", dim_text(value))
+    if isinstance(value, (Tensor, Number)):
+        return ("type", type_text(value))
+    return (type(value).__name__, repr(value))
 
 
 def _ordered(outputs: Iterable[Op], hint: Iterable[Op], inputs: Iterable[Op]) -> list[Op]:

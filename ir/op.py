@@ -28,7 +28,7 @@ import sympy
 
 from .errors import OpError, nearest
 from .symbols import Dim, evaluate, free_symbols
-from .types import Tensor, Type
+from .types import Tensor, Type, type_text
 
 if typing.TYPE_CHECKING:
     from .graph import Graph
@@ -62,6 +62,18 @@ class Field:
     name: str
     kind: str  # "operand" | "attr" | "region" | "type"
     default: object
+    words: frozenset[str] = frozenset()  # of the annotation
+
+    def allows(self, value: object) -> bool:
+        """Whether an operand field takes the value, as far as its annotation says."""
+        if value is None:
+            return self.default is None
+        if "tuple" in self.words:
+            numbers = "Operand" in self.words
+            return isinstance(value, tuple) and (numbers or all(isinstance(v, Op) for v in value))
+        if isinstance(value, (int, float, complex, sympy.Basic)):
+            return "Operand" in self.words
+        return isinstance(value, Op)
 
 
 class Op:
@@ -93,6 +105,10 @@ class Op:
     # -------------------------------------------------------------- what every node offers
 
     def __post_init__(self) -> None:
+        for f in self.fields:
+            if f.kind == "operand" and not f.allows(getattr(self, f.name)):
+                shown = getattr(self, f.name)
+                raise OpError(f"{self.name}: {f.name} must be a value of a graph, not {shown!r}")
         object.__setattr__(self, "origins", ())
         object.__setattr__(self, "type", self.infer())
 
@@ -116,7 +132,8 @@ class Op:
     def tensor(self) -> Tensor:
         """The type, where it must be one tensor."""
         if not isinstance(self.type, Tensor):
-            raise OpError(f"{self.name} gives {self.type}, not one tensor", where=self.where)
+            given = type_text(self.type)
+            raise OpError(f"{self.name} gives {given}, not one tensor", where=self.where)
         return self.type
 
     @property
@@ -132,7 +149,7 @@ class Op:
         return str(self.origins[0]) if self.origins else ""
 
     def fail(self, why: str, fix: str | None = None) -> OpError:
-        operands = ", ".join(str(o.type) for o in self.operands)
+        operands = ", ".join(type_text(o.type) for o in self.operands)
         where = next((o.where for o in self.operands if o.where), "")
         return OpError(f"{self.name}({operands}): {why}", where=where, fix=fix)
 
@@ -196,7 +213,7 @@ class Op:
         return node
 
     def __repr__(self) -> str:
-        return f"<{self.name}: {self.type}{'  ' + self.where if self.where else ''}>"
+        return f"<{self.name}: {type_text(self.type)}{'  ' + self.where if self.where else ''}>"
 
 
 Value: TypeAlias = Op
@@ -238,12 +255,17 @@ def _fields(cls: Any) -> Iterator[Field]:
         default = f.default
         if default is MISSING and f.default_factory is not MISSING:
             default = f.default_factory()
-        yield Field(f.name, "type" if f.name == "of" else _kind(f.type), default)
+        words = _words(f.type)
+        yield Field(f.name, "type" if f.name == "of" else _kind(words), default, words)
 
 
-def _kind(hint: Any) -> str:
-    """By the words of the annotation, which may be text that cannot be evaluated yet."""
-    words = set(re.findall(r"\w+", hint if isinstance(hint, str) else repr(hint)))
+def _words(hint: Any) -> frozenset[str]:
+    """Of an annotation, which may be text that cannot be evaluated yet."""
+    words = frozenset(re.findall(r"\w+", hint if isinstance(hint, str) else repr(hint)))
+    return words | {"Operand"} if {"Op", "complex"} <= words else words  # the alias, spelt out
+
+
+def _kind(words: frozenset[str]) -> str:
     if "Graph" in words:
         return "region"
     return "operand" if words & {"Value", "Operand", "Op"} else "attr"

@@ -297,8 +297,11 @@ class RuleStats:
     KEEP: ClassVar[int] = 8
 
     def missed(self, miss: NearMiss) -> None:
-        """Keep the nearest few; one per node."""
-        self.misses = [m for m in self.misses if m.node is not miss.node]
+        """Keep the nearest few; one per node, its nearest alternative."""
+        seen = next((m for m in self.misses if m.node is miss.node), None)
+        if seen and (seen.checked, seen.depth) > (miss.checked, miss.depth):
+            return
+        self.misses = [m for m in self.misses if m is not seen]
         self.misses.append(miss)
         self.misses.sort(key=lambda m: (m.checked, m.depth), reverse=True)
         del self.misses[self.KEEP :]
@@ -409,7 +412,7 @@ class Engine:
                 if m is None:
                     continue
                 result = self._rewrite(graph, rule, m)
-                result.from_(*(n for n, _ in reversed(m.inner)), node)
+                _inherit(graph, result, (*(n for n, _ in reversed(m.inner)), node))
                 replaced[node] = result
                 consumed |= {n for n, _ in m.inner}
                 self.stats[rule.name].hits += 1
@@ -468,6 +471,18 @@ class Engine:
                 node=node_text(graph, m.root), where=m.root.where, context=window(graph, m.root),
             )  # fmt: skip
         return result
+
+
+def _inherit(graph: Graph, result: Op, sources: tuple[Op, ...]) -> None:
+    """Every node that a rewrite made, and no node that was there before, takes the origins."""
+    seen: set[Op] = set()
+    stack = [result]
+    while stack:
+        node = stack.pop()
+        if node not in seen and node not in graph.users:
+            seen.add(node)
+            node.from_(*sources)
+            stack += node.operands
 
 
 def _rule_error(graph: Graph, rule: Rule, node: Op, step: str, e: Exception) -> RuleError:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import sympy
 import torch
+from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 from torch.utils._sympy import functions as torch_functions
 
@@ -58,7 +59,7 @@ def product(dims: tuple[Dim, ...]) -> Dim:
 
 
 def free_symbols(value: object) -> set[sympy.Symbol]:
-    """Symbols in a size, or in any nesting of tuples, lists and dicts of them."""
+    """Symbols in a size, or in any nesting of tuples and lists of them."""
     if isinstance(value, sympy.Basic):
         return set(value.free_symbols)
     if isinstance(value, (tuple, list)):
@@ -89,12 +90,17 @@ def evaluate(value: object, env: Mapping[sympy.Symbol, int | float]) -> object:
 # ------------------------------------------------------------------ Python text, both ways
 
 
+_ATOM = PRECEDENCE["Atom"]
+
+
 class _PythonPrinter(StrPrinter):
-    """Sizes as Python source: // and % instead of function names."""
+    """Sizes as Python source: // and % instead of function names, floats to the last digit."""
+
+    printmethod = "_effc_text"  # not _sympystr, by which FloorDiv would print its own parentheses
 
     def _binary(self, expr: sympy.Basic, sign: str) -> str:
-        left, right = (self.parenthesize(a, 1000) for a in expr.args)
-        return f"({left} {sign} {right})"
+        left, right = (self.parenthesize(a, _ATOM - 0.5) for a in expr.args)
+        return f"{left} {sign} {right}"
 
     def _print_FloorDiv(self, expr: sympy.Basic) -> str:
         return self._binary(expr, "//")
@@ -108,13 +114,21 @@ class _PythonPrinter(StrPrinter):
     def _print_PythonMod(self, expr: sympy.Basic) -> str:
         return self._binary(expr, "%")
 
+    def _print_Float(self, expr: sympy.Basic) -> str:
+        return repr(float(expr))
+
     def _print_Relational(self, expr: sympy.Basic) -> str:
         return f"({self._print(expr.args[0])} {expr.rel_op} {self._print(expr.args[1])})"
 
 
 def dim_text(value: object) -> str:
     """Python source of a size or number expression."""
-    return repr(value) if not isinstance(value, sympy.Basic) else _PythonPrinter().doprint(value)
+    return repr(value) if not isinstance(value, sympy.Basic) else _expression_text(value)
+
+
+@lru_cache(maxsize=4096)
+def _expression_text(value: sympy.Basic) -> str:
+    return _PythonPrinter().doprint(value)
 
 
 _BINARY = {
@@ -123,8 +137,10 @@ _BINARY = {
     ast.Mult: operator.mul,
     ast.Pow: operator.pow,
     ast.FloorDiv: lambda a, b: torch_functions.FloorDiv(sympy.sympify(a), sympy.sympify(b)),
-    ast.Mod: lambda a, b: torch_functions.Mod(sympy.sympify(a), sympy.sympify(b)),
+    ast.Mod: lambda a, b: torch_functions.PythonMod(sympy.sympify(a), sympy.sympify(b)),
     ast.Div: lambda a, b: sympy.sympify(a) / sympy.sympify(b),
+    ast.BitAnd: sympy.And,
+    ast.BitOr: sympy.Or,
 }
 _RELATION = {
     ast.Eq: sympy.Eq, ast.NotEq: sympy.Ne, ast.Lt: sympy.Lt,
@@ -141,6 +157,8 @@ def parse_dim(node: ast.expr, reals: frozenset[str] = frozenset()) -> Dim:
             return real_symbol(name) if name in reals else symbol(name)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return dim(-sympy.sympify(parse_dim(operand, reals)))
+        case ast.UnaryOp(op=ast.Invert(), operand=operand):
+            return sympy.Not(parse_dim(operand, reals))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             value = _BINARY[type(op)](parse_dim(left, reals), parse_dim(right, reals))
             return value if isinstance(value, int) else dim(value)

@@ -15,7 +15,7 @@ import sympy
 import torch
 
 from .errors import ParseError, nearest
-from .symbols import Dim, dim, dim_text, parse_dim, product
+from .symbols import Dim, dim, dim_text, from_torch, parse_dim, product
 
 # ------------------------------------------------------------------ element types
 
@@ -91,7 +91,7 @@ class Layout:
 
 
 def _channels_last_order(rank: int) -> tuple[int, ...]:
-    return (0, *range(2, rank), 1)
+    return (0, *range(2, rank), 1) if rank > 2 else tuple(range(rank))
 
 
 row_major = Layout("row_major", lambda rank: tuple(range(rank)))
@@ -118,8 +118,9 @@ class Format:
         raise NotImplementedError(f"{type(self).__name__} must say how many bytes it takes")
 
     def __str__(self) -> str:
-        options = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
-        return f"{type(self).__name__}({options})"
+        options = ((f.name, getattr(self, f.name)) for f in fields(self))
+        listed = (f"{k}={v if isinstance(v, Format) else repr(v)}" for k, v in options)
+        return f"{type(self).__name__}({', '.join(listed)})"
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,6 @@ def type_text(t: Type) -> str:
 
 def type_of(t: torch.Tensor) -> Tensor:
     """Type of a real or fake tensor; the layout is row-major, as the importer wants it."""
-    from .symbols import from_torch
-
     shape = tuple(from_torch(s) for s in t.shape)
     return Tensor(shape, DType.of(t.dtype))  # type: ignore[arg-type]
 
@@ -223,12 +222,33 @@ def parse_type(node: ast.expr, reals: frozenset[str] = frozenset()) -> Type:
             return Tensor(tuple(parse_dim(s, reals) for s in sizes), DTYPES[name])
         case ast.BinOp(left=left, op=ast.MatMult(), right=ast.Name(id=name)) if name in LAYOUTS:
             return _tensor(parse_type(left, reals), fail).with_(layout=LAYOUTS[name])
-        case ast.BinOp(
-            left=left, op=ast.MatMult(), right=ast.Call(func=ast.Name(id=name), keywords=options)
-        ) if name in FORMATS:
-            values = {o.arg: ast.literal_eval(o.value) for o in options if o.arg}
-            return _tensor(parse_type(left, reals), fail).with_(format=FORMATS[name](**values))
+        case ast.BinOp(left=left, op=ast.MatMult(), right=ast.Call() as call):
+            return _tensor(parse_type(left, reals), fail).with_(format=_parse_format(call, fail))
+        case ast.BinOp(op=ast.MatMult(), right=ast.Name(id=name)):
+            raise fail(f"unknown layout {name!r} ({nearest(name, LAYOUTS)})")
     raise fail("not a type")
+
+
+def _parse_format(call: ast.Call, fail: Callable[[str], ParseError]) -> Format:
+    """`GroupQuant(group=32, scale=f16)`: options are literals, element types or formats."""
+
+    def option(value: ast.expr) -> object:
+        match value:
+            case ast.Call():
+                return _parse_format(value, fail)
+            case ast.Name(id=name) if name in DTYPES:
+                return DTYPES[name]
+        return ast.literal_eval(value)
+
+    name = ast.unparse(call.func)
+    if name not in FORMATS:
+        raise fail(f"unknown format {name!r} ({nearest(name, FORMATS)})")
+    try:
+        if call.args:
+            raise ValueError("options are given by name")
+        return FORMATS[name](**{str(o.arg): option(o.value) for o in call.keywords})
+    except (TypeError, ValueError) as e:
+        raise fail(f"{name}: {e}") from e
 
 
 def _tensor(t: Type, fail: Callable[[str], ParseError]) -> Tensor:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from effc.ir import Graph, Op, Weight, no
-from effc.ir.op import map_values
 
 from .analysis.aliases import shown_values
 from .base import Context, Pass, exact
@@ -64,15 +63,13 @@ class EliminateCommonSubexpressions(Pass):
 
 def structure(node: Op) -> tuple[object, ...]:
     """What makes two nodes equal: op, type, operands by identity, attributes, regions."""
-    values: list[Any] = [node.name, str(node.type)]
-    for f in node.fields:
-        value = getattr(node, f.name)
-        if f.kind == "operand":
-            values.append(map_values(value, lambda o: ("%", id(o))))
-        elif f.kind == "region":
-            values.append(value.signature)
-        else:
-            values.append((type(value).__name__, repr(value)))
-        if f.kind == "operand" and f.name not in ("x", "xs"):
-            values.append(repr(type(value)))  # 1 and True and 1.0 are equal as dictionary keys
-    return tuple(values)
+    values = ((f.kind, getattr(node, f.name)) for f in node.fields)
+    return (node.name, str(node.type), *(v.signature if k == "region" else _key(v) for k, v in values))
+
+
+def _key(value: Any) -> object:
+    if isinstance(value, Op):
+        return value
+    if isinstance(value, tuple):
+        return tuple(map(_key, value))
+    return (type(value).__name__, repr(value))  # 1, 1.0 and True are equal, nan is not

@@ -1,24 +1,21 @@
 """Write constraints.txt from the environment this runs in: `python tools/lock.py`.
 
 Pins exactly what `pip install -e ".[test,bench]"` brings, and nothing else that happens to be
-installed. A pin that needs a newer Python than our oldest carries a marker, so pip is free there.
+installed. Python 3.10 gets the pin of torch only: the newest of most others need 3.11.
 """
 
 from __future__ import annotations
 
-import re
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-OLDEST = "3.10"
 FREE = {"effc", "triton"}  # triton: CUDA builds of torch pin their own; pyproject.toml has the range
 HEAD = """\
 # Exact versions that `make` installs; written by `make lock`.
-# torch is the CPU or the CUDA build, whichever pip finds here; `make TORCH=torch==X` changes it.
+# torch is the CPU or the CUDA build, whichever pip finds; `make TORCH=torch==X` takes another.
 """
 
 
@@ -38,20 +35,14 @@ def closure(name: str, extra: str) -> set[str]:
 
 
 def pin(name: str) -> str:
-    about = metadata.distribution(name)
-    version = about.version.partition("+")[0]  # the CPU build of torch calls itself 2.13.0+cpu
-    needs = about.metadata.get("Requires-Python") or ""
-    if SpecifierSet(needs).contains(f"{OLDEST}.99"):
-        return f"{name}=={version}"
-    lowest = re.search(r">=\s*(\d+\.\d+)", needs)
-    assert lowest, f"{name}: Requires-Python is {needs!r}"
-    return f'{name}=={version}; python_version >= "{lowest[1]}"'
+    version = metadata.version(name).partition("+")[0]  # the CPU build of torch is 2.13.0+cpu
+    return f"{name}=={version}" + ("" if name == "torch" else '; python_version >= "3.11"')
 
 
 def main() -> None:
     names = (closure("effc", "test") | closure("effc", "bench")) - FREE
-    path = Path(__file__).resolve().parent.parent / "constraints.txt"
     pins = [pin(name) for name in sorted(names, key=lambda n: (n != "torch", n))]
+    path = Path(__file__).resolve().parent.parent / "constraints.txt"
     path.write_text(HEAD + "".join(f"{p}\n" for p in pins))
     print(f"{path.name}: {len(pins)} pins")
 

@@ -27,7 +27,7 @@ class NullBackend(Backend):
         return yes
 
     def compile(
-        self, graph: Graph, options: Options | Mapping[str, Any] | None = None
+        self, graph: Graph, options: Any = None
     ) -> Executable:
         from ..cpu import CpuBackend
 

@@ -24,7 +24,7 @@ class ReferenceBackend(Backend):
         return yes
 
     def compile(
-        self, graph: Graph, options: Options | Mapping[str, Any] | None = None
+        self, graph: Graph, options: Any = None
     ) -> Executable:
         Options.of(options)
         return ReferenceExecutable(graph)

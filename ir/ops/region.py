@@ -16,6 +16,10 @@ class Fused(Op):
     xs: tuple[Value, ...]
     body: Graph
 
+    @property
+    def random(self) -> bool:  # type: ignore[override]
+        return any(node.random for node in self.body.nodes)
+
     def infer(self) -> Type:
         if len(self.body.inputs) != len(self.xs):
             raise self.fail(f"the body takes {len(self.body.inputs)} operands")

@@ -1,0 +1,1 @@
+"""The cpu backend: x86-64, from generated C++."""

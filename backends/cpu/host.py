@@ -1,0 +1,183 @@
+"""Steps that call torch from Python: fallbacks, library routines' plumbing, views, copies.
+
+Each function returns `make(frame)`, and that the step itself: a closure with everything looked up
+beforehand, because at small sizes the time of a call is the time of these few lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from effc.ir import Op
+from effc.ir.op import map_values
+from effc.ir.rewrite import No
+from effc.ir.types import Tensor
+
+from .memory import Ref, Root
+from .sizes import has_symbols
+
+if TYPE_CHECKING:
+    from .builder import Builder, Make
+    from .frame import Frame
+
+Step = Callable[[], None]
+
+
+def fallback(b: Builder, node: Op, reason: No | None) -> None:
+    """Run the node's own meaning through ATen; without a reason it is a choice, no fallback."""
+    slots = b.reads(*node.operands)
+    results = node.type if isinstance(node.type, tuple) else (node.type,)
+    pins = {h.root for o in node.operands if hasattr(h := b.held(o), "root")}
+    roots = []
+    for t in results:
+        assert isinstance(t, Tensor)
+        roots.append(b.new_root("dynamic", node, t, owned=False, pins=pins))
+    call = getattr(node, "target", node.name)
+    kind = "aten" if reason is not None else "library"
+    b.host(kind, call, node, reference_call(b, node, slots, roots), slots, reason)
+    if isinstance(node.type, tuple):
+        b.set_results(node, roots)
+    else:
+        b.set(node, roots[0])
+
+
+def reference_call(b: Builder, node: Op, slots: Sequence[int], roots: Sequence[Root]) -> Make:
+    """node.reference on the tensors in slots, its results into roots."""
+    b.sizes.add(tuple(getattr(node, f.name) for f in node.fields if f.kind != "operand"))
+    place = dict(zip(node.operands, slots, strict=True))
+    fields = [getattr(node, f.name) for f in node.fields if f.kind == "operand"]
+    several = isinstance(node.type, tuple)
+
+    def make(frame: Frame) -> Step:
+        v, bound = frame.values, frame.bind(node)
+        given = [getattr(bound, f.name) for f in node.fields if f.kind == "operand"]
+        run = _bound_call(node, bound, frame)
+        simple = all(isinstance(f, Op) for f in fields)
+        if simple and len(fields) == 1:
+            (a,) = slots
+            get: Callable[[], Any] = lambda: run(v[a])  # noqa: E731
+        elif simple and len(fields) == 2:
+            first, second = place[fields[0]], place[fields[1]]
+            get = lambda: run(v[first], v[second])  # noqa: E731
+        else:
+            swap = dict(zip(map(id, bound.operands), node.operands, strict=True))
+
+            def get() -> Any:
+                return run(*(map_values(g, lambda o: v[place[swap[id(o)]]]) for g in given))
+
+        if not several:
+            return _storing(frame, roots[0], get)
+        stores = [_store(frame, root) for root in roots]
+
+        def step() -> None:
+            for store, value in zip(stores, get(), strict=True):
+                store(value)
+
+        return step
+
+    return make
+
+
+def _bound_call(node: Op, bound: Op, frame: Frame) -> Callable[..., Any]:
+    if node.regions:
+        env = frame.numbers.env
+        return lambda *args: bound.run_region(env, *args)  # type: ignore[attr-defined]
+    return bound.reference
+
+
+def _storing(frame: Frame, root: Root, get: Callable[[], Any]) -> Step:
+    v, slot = frame.values, root.slot
+    if root.number < 0:
+
+        def step() -> None:
+            v[slot] = get()
+
+        return step
+    store = _store(frame, root)
+    return lambda: store(get())
+
+
+def _store(frame: Frame, root: Root) -> Callable[[Any], None]:
+    """Keep a tensor, and publish its address where kernels read it."""
+    v, slot = frame.values, root.slot
+    publish = frame.publisher(root)
+
+    def store(t: Any) -> None:
+        v[slot] = t
+        if publish is not None and t is not None:
+            publish(t)
+
+    return store
+
+
+def view_call(b: Builder, node: Op, source: int, slot: int) -> Make:
+    """A view op on a real tensor, as eager makes it."""
+    b.sizes.add(tuple(node.attrs.values()))
+
+    def make(frame: Frame) -> Step:
+        v, view = frame.values, frame.bind(node).reference
+
+        def step() -> None:
+            v[slot] = view(v[source])
+
+        return step
+
+    return make
+
+
+def window_call(ref: Ref, source: int, slot: int) -> Make:
+    """A part of a tensor that each call allocates anew."""
+
+    def make(frame: Frame) -> Step:
+        v = frame.values
+        shape, strides, offset = frame.numbers((ref.shape, ref.strides, ref.offset))
+
+        def step() -> None:
+            v[slot] = v[source].as_strided(shape, strides, offset)
+
+        return step
+
+    return make
+
+
+def library(
+    b: Builder, node: Op, call: str, build: Callable[[Frame], Callable[[], torch.Tensor]],
+    slots: Sequence[int], root: Root, note: str = "", kind: str = "library",
+) -> None:  # fmt: skip
+    """A routine chosen on purpose. build(frame) gives a function that returns the result."""
+
+    def make(frame: Frame) -> Step:
+        return _storing(frame, root, build(frame))
+
+    b.host(kind, call, node, make, slots, note=note)
+    b.set(node, root)
+
+
+def clone_call(source: int, slot: int) -> Make:
+    def make(frame: Frame) -> Step:
+        v = frame.values
+
+        def step() -> None:
+            v[slot] = v[source].clone()
+
+        return step
+
+    return make
+
+
+def packed(t: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    """t with these strides: itself where they differ only in dimensions of one element."""
+    if not t.is_neg() and all(
+        n == 1 or a == b for n, a, b in zip(t.shape, t.stride(), strides, strict=True)
+    ):
+        return t
+    return torch.empty_strided(t.shape, strides, dtype=t.dtype).copy_(t)
+
+
+__all__ = [
+    "clone_call", "fallback", "has_symbols", "library", "packed", "reference_call", "view_call",
+    "window_call",
+]  # fmt: skip

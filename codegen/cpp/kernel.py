@@ -1,0 +1,79 @@
+"""A generated kernel: text with a plain C interface, named by what it computes.
+
+Every kernel is one C function
+
+    void NAME(char* const* p, const int64_t* n, int64_t threads)
+
+over addresses `p` and numbers `n` (sizes, strides, scalars), so that plans call any of them the
+same way. Two kernels with the same text but for comments have the same name and are built once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+TEMPLATES = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """name: also of the C function. comment: what it was made for, one line each."""
+
+    name: str
+    body: str
+    comment: tuple[str, ...] = ()
+    pointers: int = 0
+    numbers: int = 0
+
+    @property
+    def source(self) -> str:
+        """The function's text; include effc.h once before it."""
+        lines = [f"// {line}" for line in self.comment]
+        return "\n".join([*lines, self.body.replace("@NAME@", self.name).strip(), ""])
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False, autoescape=False,
+    )  # fmt: skip
+    environment.globals.update(enumerate=enumerate, len=len, range=range, zip=zip)
+    return environment
+
+
+def render(template: str, **holes: Any) -> str:
+    """The text of `<template>.j2` with its holes filled."""
+    return _environment().get_template(f"{template}.j2").render(**holes)
+
+
+def kernel(
+    kind: str, template: str, *, pointers: int, numbers: int, comment: Iterable[str] = (),
+    **holes: Any,
+) -> Kernel:  # fmt: skip
+    """Fill a template; the name is the kind and a hash of the text."""
+    body = tidy(render(template, **holes))
+    digest = hashlib.blake2b(body.encode(), digest_size=4).hexdigest()
+    return Kernel(f"{kind}_{digest}", body, tuple(comment), pointers, numbers)
+
+
+def tidy(text: str) -> str:
+    """Without trailing blanks and runs of empty lines, which templates leave behind."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        line = line.rstrip()
+        if line or (lines and lines[-1]):
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def unit(kernels: Sequence[Kernel]) -> str:
+    """One translation unit of several kernels."""
+    return "\n".join(['#include "effc.h"\n', *(k.source for k in kernels)])

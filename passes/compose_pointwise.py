@@ -1,0 +1,106 @@
+"""Multiply linear maps that follow one another into one (RLFN, fold 1), where that is less work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from effc.ir import Graph, Op, Rule, no, yes
+from effc.ir.rewrite import Answer
+from effc.ir.rewrite import op as ops
+
+from .analysis.traffic import estimate
+from .base import Context, Pass, exact
+from .common import dense_constants, reassociates
+from .stack_pointwise import compose, is_pointwise
+
+
+@dataclass(frozen=True)
+class ComposePointwise(Pass):
+    """One layer for two linear layers without anything nonlinear between them.
+
+    rewrite:
+        y = conv2d(conv2d(x, w1, b1), w2, b2)      # w2 is 1x1; likewise linear(linear(x))
+        -->
+        y = conv2d(x, w2 @ w1, w2 @ b1 + b2)
+
+    balance: operations that cost as much as moving one byte.
+    force: also where it costs more; for kernels that read both maps of a sum in one pass.
+    """
+
+    name, numerics = "compose-pointwise", exact("rounding")
+    balance: float = 8.0
+    force: bool = False
+
+    def run(self, g: Graph, ctx: Context) -> Graph:
+        rules = (ComposeConv, ComposeLinear, ComposeSum)
+        return ctx.rewrite(g, [rule(self.balance, self.force) for rule in rules])
+
+
+class ComposeConv(Rule):
+    """conv1x1(conv(x, w1, b1), w2, b2) => conv(x, w2 @ w1, w2 @ b1 + b2)"""
+
+    def __init__(self, balance: float = 8.0, force: bool = False) -> None:
+        self.balance, self.force = balance, force
+
+    def pattern(self, op, x, w1, w2):
+        inner = op.conv2d(x, w1, bias=op.any, groups=1).named("first")
+        return op.conv2d(inner, w2, bias=op.any).named("outer")
+
+    def check(self, m, x, w1, w2):
+        outer, first = m.outer, m.first
+        if outer.name == "conv2d" and not is_pointwise(outer):
+            return no("the second convolution is not 1x1", at=outer)
+        answer = reassociates(x.dtype)
+        answer = answer and dense_constants(m.graph, w1, w2, first.bias, outer.bias)
+        if not answer:
+            return answer
+        taps = estimate(w1.tensor.numel) / estimate(w1.shape[0])  # products an output value
+        now = taps * w1.shape[0] + w1.shape[0] * w2.shape[0]
+        saved = 2 * w1.shape[0] * x.dtype.bits / 8  # written and read again
+        return self.pays(2 * (taps * w2.shape[0] - now), saved, outer)
+
+    def pays(self, more: float, saved: float, at: Op) -> Answer:
+        if self.force or estimate(more) <= self.balance * estimate(saved):
+            return yes
+        return no("{:g} more operations to save {:g} bytes, each time", more, saved, at=at)
+
+    def rewrite(self, op, m, x, w1, w2):
+        w, bias = compose(m.outer, m.first)
+        return m.first.replace(w=w, bias=bias)
+
+
+class ComposeLinear(ComposeConv):
+    """linear(linear(x, w1, b1), w2, b2) => linear(x, w2 @ w1, w2 @ b1 + b2)"""
+
+    def pattern(self, op, x, w1, w2):
+        inner = op.linear(x, w1, bias=op.any).named("first")
+        return op.linear(inner, w2, bias=op.any).named("outer")
+
+
+class ComposeSum(ComposeConv):
+    """conv1x1(u + conv1x1(p, w1, b1), w2, b2) => conv1x1(u, w2) + conv1x1(p, w2 @ w1, w2 @ b1 + b2)"""
+
+    def pattern(self, op, u, p, w1, w2):
+        inner = op.conv2d(p, w1, bias=op.any).named("first")
+        return op.conv2d(op.add(u, inner).named("sum"), w2, bias=op.any).named("outer")
+
+    def check(self, m, u, p, w1, w2):
+        for conv in (m.outer, m.first):
+            if not is_pointwise(conv):
+                return no("a convolution is not 1x1", at=conv)
+        if not isinstance(u, Op) or u.type != m.first.type:
+            return no("u is not of the type of the convolution it is added to", at=m.sum)
+        answer = reassociates(p.dtype)
+        answer = answer and dense_constants(m.graph, w1, w2, m.first.bias, m.outer.bias)
+        if not answer:
+            return answer
+        n, mid, k = w2.shape[0], w1.shape[0], w1.shape[1]
+        # one product of p more at full width, none in the middle; the sum is never stored
+        more, saved = 2 * (n * k - mid * k) + n, (4 * mid - 2 * n) * p.dtype.bits / 8
+        return self.pays(more, saved, m.outer)
+
+    def rewrite(self, op, m, u, p, w1, w2):
+        w, bias = compose(m.outer, m.first)
+        rest = m.first.replace(w=w, bias=bias)
+        return ops.add(m.outer.replace(x=u, bias=None), rest)
+

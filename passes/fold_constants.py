@@ -1,0 +1,110 @@
+"""Make more of the graph constant: what needs no input is computed once per set of weights.
+
+The plan evaluates `graph.constants` when weights are bound, so this pass computes no values. It
+moves constants together so that more nodes need no input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from effc.ir import Graph, Match, Op, Rule, Weight, no, yes
+from effc.ir.rewrite import Answer
+
+from .analysis.traffic import estimate
+from .base import Context, Pass, exact
+from .common import is_number, reassociates
+
+
+@dataclass(frozen=True)
+class FoldConstants(Pass):
+    """Bring constants together, and report what is computed when weights are bound.
+
+    rewrite:
+        y = mul(mul(x, w1), w2)
+        -->
+        y = mul(x, mul(w1, w2))
+    """
+
+    name, numerics = "fold-constants", exact("rounding")
+
+    def run(self, g: Graph, ctx: Context) -> Graph:
+        result = ctx.rewrite(g, [MulConstants(), AddConstants()])
+        computed = Counter(n.name for n in result.constants if not isinstance(n, Weight))
+        if computed:
+            listed = ", ".join(f"{count} {name}" for name, count in sorted(computed.items()))
+            ctx.note(f"computed once, when weights are bound: {listed}")
+        else:
+            ctx.note("nothing but the weights themselves is constant")
+        return result
+
+
+class MulConstants(Rule):
+    """mul(mul(x, c1), c2) => mul(x, mul(c1, c2)), for constants c1 and c2"""
+
+    def pattern(self, op, x, c1, c2):
+        return op.mul(op.mul(x, c1).named("first"), c2)
+
+    def parts(self, m: Match, x, c1, c2) -> tuple:
+        """The operands again, the computed one first: the pattern matches either way round."""
+        return (c1, x, c2) if m.is_constant(x) else (x, c1, c2)
+
+    def check(self, m, x, c1, c2):
+        x, c1, c2 = self.parts(m, x, c1, c2)
+        if m.is_constant(x):
+            return no("all three are constants already")
+        for c in (c1, c2):
+            if not m.is_constant(c) or not (isinstance(c, Op) or is_number(c)):
+                return no("{} is not a constant", c.name if isinstance(c, Op) else c)
+        answer = reassociates(m.root.dtype)
+        if not answer or not (m.root.dtype == m.first.dtype == x.dtype):
+            return answer and no("the two are computed in {} and {}", m.first.dtype, m.root.dtype)
+        answer = self.legal(c1, c2)
+        if not answer:
+            return answer
+        made = self.rewrite_parts(m, x, c1, c2)
+        if made.type != m.root.type:
+            return no("the short form is {}, not {}", made.type, m.root.type)
+        return self.small(made, c1, c2)
+
+    def legal(self, c1, c2) -> Answer:
+        if is_number(c1) and is_number(c2) and c1 and c2:
+            if not 1e-30 < abs(c1 * c2) < 1e30:
+                return no("{} * {} leaves the range of f32", c1, c2)
+        return yes
+
+    def small(self, made: Op, c1, c2) -> Answer:
+        """The combined constant must not be larger than what is read today."""
+        sizes = [estimate(c.tensor.numel) if isinstance(c, Op) else 0.0 for c in (c1, c2)]
+        joined = made.operands[-1] if isinstance(made.b, Op) else None
+        if joined is not None and estimate(joined.tensor.numel) > max(sizes):
+            return no("the combined constant {} is larger than both", joined.type)
+        return yes
+
+    def rewrite_parts(self, m: Match, x, c1, c2) -> Op:
+        op = type(m.root)
+        return op(x, self.numbers(c1, c2) if is_number(c1) and is_number(c2) else op(c1, c2))
+
+    def numbers(self, c1, c2) -> int | float:
+        return c1 * c2
+
+    def rewrite(self, op, m, x, c1, c2):
+        return self.rewrite_parts(m, *self.parts(m, x, c1, c2))
+
+
+class AddConstants(MulConstants):
+    """add(add(x, c1), c2) => add(x, add(c1, c2)), for constants c1 and c2"""
+
+    def pattern(self, op, x, c1, c2):
+        return op.add(op.add(x, c1).named("first"), c2)
+
+    def numbers(self, c1, c2) -> int | float:
+        return c1 + c2
+
+    def legal(self, c1, c2) -> Answer:
+        # (x + 2**23) - 2**23 rounds x on purpose
+        if is_number(c1) and is_number(c2) and math.fabs(c1 + c2) < 0.5 * max(abs(c1), abs(c2)):
+            return no("{} and {} nearly cancel: the first sum rounds on purpose", c1, c2)
+        return yes

@@ -1,0 +1,338 @@
+"""Built once, by whoever comes first; whole or not at all; and a folder that fails is only slow."""
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from effc.codegen import build as building
+from effc.codegen import store
+from effc.codegen.build import BuildError, Library, Unit, build, build_many, explain_miss
+from effc.codegen.openmp import mapped_runtimes
+from effc.codegen.toolchain import MissingToolchain, find_toolchain
+
+SOURCE = 'extern "C" int answer() { return 42; }\n'
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of its own, and nothing remembered from other tests."""
+    monkeypatch.setenv("EFFC_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(building, "_loaded", {})
+    return tmp_path / "cache"
+
+
+def answer(library):
+    return library.function("answer", restype=ctypes.c_int)()
+
+
+def fresh(*args, **kwargs):
+    """Build as a new process would."""
+    building._loaded.clear()
+    return build(*args, **kwargs)
+
+
+def entry_file(library, name):
+    return library.path.parent / name
+
+
+def slow_compiler(folder, seconds, log):
+    """A compiler that writes half of its output, waits, and then does its work."""
+    path = folder / "slow-cxx"
+    path.write_text(
+        textwrap.dedent(f"""\
+            #!/bin/sh
+            case "$*" in *kernel.o*)
+                echo start >> {log}; echo half > kernel.o; sleep {seconds};;
+            esac
+            exec {find_toolchain().path} "$@"
+        """)
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+def in_process(**env):
+    code = (
+        "import ctypes; from effc.codegen.build import build;"
+        f"lib = build({SOURCE!r}); f = lib.function('answer', restype=ctypes.c_int);"
+        "print(f(), lib.built, flush=True)"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **env},
+    )
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_builds_then_finds(cache):
+    first, second = build(SOURCE), fresh(SOURCE)
+    assert (answer(first), first.built, first.notes) == (42, True, ())
+    assert (answer(second), second.built, second.path) == (42, False, first.path)
+    assert entry_file(first, "kernel.cpp").read_text() == SOURCE
+    assert not list((cache / "v1" / "tmp").iterdir()) and not list(
+        (cache / "v1" / "locks").iterdir()
+    )
+
+
+def test_the_same_library_comes_back_while_it_is_in_use():
+    assert build(SOURCE) is build(SOURCE)
+
+
+def test_a_missing_symbol_is_named():
+    with pytest.raises(BuildError, match=r"kernel k: .*kernel\.so exports no question"):
+        build(SOURCE, name="k").function("question")
+
+
+def test_flags_and_source_are_in_the_key():
+    keys = {build(SOURCE).key, build(SOURCE, flags=["-O1"]).key, build(SOURCE + "\n").key}
+    assert len(keys) == 3
+
+
+def test_explain_miss_names_what_differs():
+    assert str(explain_miss(SOURCE)) == "absent; the cache holds nothing comparable"
+    key = build(SOURCE, flags=["-O2", "-g"], name="answer").key[:12]
+    assert explain_miss(SOURCE, flags=["-O2", "-g"]) is None
+    near = f"absent; nearest is {key} (answer): "
+    assert str(explain_miss(SOURCE, flags=["-O2", "-DX"])) == f"{near}flags: with -DX, without -g"
+    other = SOURCE.replace("42", "43")
+    assert str(explain_miss(other, flags=["-O2", "-g"])) == (
+        f"{near}source text; line 1 is {other.strip()!r}, was {SOURCE.strip()!r}"
+    )
+
+
+def test_explain_miss_prefers_the_same_kernel():
+    build(SOURCE, name="answer")
+    build(SOURCE + "// other", name="other")
+    assert "(answer)" in explain_miss(SOURCE + "// new", name="answer").nearest
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
+def test_a_damaged_entry_is_rebuilt(damage):
+    library = build(SOURCE)
+    path = entry_file(library, "manifest.json" if damage == "manifest" else "kernel.so")
+    data = path.read_bytes()
+    path.unlink()  # never in place: this process has the library mapped
+    if damage == "flip":
+        path.write_bytes(data[:-8] + bytes([data[-8] ^ 1]) + data[-7:])
+    elif damage != "remove":
+        path.write_bytes(data[: len(data) // 2])
+    assert explain_miss(SOURCE).reason != "absent" or damage == "remove"
+    again = fresh(SOURCE)
+    assert (again.built, answer(again)) == (True, 42)
+    assert path.read_bytes() == data
+
+
+def test_a_compile_error_shows_the_lines():
+    source = 'extern "C" int f(int x) {\n  int y = x;\n  return z + y;\n}\n'
+    with pytest.raises(BuildError) as caught:
+        build(source, name="sum")
+    text = str(caught.value)
+    assert "kernel sum: the C++ compiler failed" in text and "'z'" in text
+    assert "\n    >    3 |   return z + y;\n" in text and "      2 |   int y = x;" in text
+    assert f"command: {caught.value.command}" in text and "-O3" in caught.value.command
+
+
+def test_an_unresolved_symbol_is_a_build_error():
+    with pytest.raises(BuildError, match="undefined reference"):
+        build('extern "C" int no_such(); extern "C" int f() { return no_such(); }')
+
+
+def test_no_compiler_is_a_build_error_with_the_fix(tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    missing = find_toolchain()
+    assert isinstance(missing, MissingToolchain)
+    with pytest.raises(BuildError) as caught:
+        build(SOURCE, toolchain=missing)
+    assert caught.value.why == missing.reason and caught.value.fix == missing.fix
+
+
+def test_two_processes_build_once(cache, tmp_path):
+    log = tmp_path / "log"
+    cxx = slow_compiler(tmp_path, 1.0, log)
+    both = [in_process(CXX=cxx), in_process(CXX=cxx)]
+    said = sorted(p.communicate(timeout=120)[0].strip() for p in both)
+    assert said == ["42 False", "42 True"]
+    assert log.read_text() == "start\n"
+
+
+def test_a_killed_build_leaves_nothing_in_the_way(cache, tmp_path):
+    log = tmp_path / "log"
+    cxx = slow_compiler(tmp_path, 5, log)
+    victim = in_process(CXX=cxx)
+    wait_for(log.exists)
+    victim.kill()
+    victim.wait()
+    assert not list((cache / "v1").glob("objects/*/*"))
+    assert len(list((cache / "v1" / "tmp").iterdir())) == 1
+    log.unlink()
+    (tmp_path / "slow-cxx").write_text((tmp_path / "slow-cxx").read_text().replace("sleep 5", ":"))
+    said, _ = in_process(CXX=cxx).communicate(timeout=120)
+    assert said.strip() == "42 True"
+    assert not list((cache / "v1" / "tmp").iterdir())
+
+
+def test_ctrl_c_ends_compilers_and_leaves_the_cache_clean(cache, tmp_path):
+    log = tmp_path / "log"
+    cxx = slow_compiler(tmp_path, 60, log)
+    code = (
+        "from effc.codegen.build import *\n"
+        "try: build_many([Unit(f'int x{i};') for i in range(4)], jobs=2)\n"
+        "except KeyboardInterrupt: print('interrupted')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CXX": cxx},
+    )
+    wait_for(lambda: log.exists() and log.read_text().count("start") == 2)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0].strip() == "interrupted"
+    assert log.read_text().count("start") == 2
+    assert not list((cache / "v1" / "tmp").iterdir())
+    assert not list((cache / "v1").glob("objects/*/*"))
+
+
+def test_a_cache_that_is_no_folder_falls_back_with_a_note(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EFFC_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    library = build(SOURCE)
+    assert answer(library) == 42
+    assert [note.kind for note in library.notes] == ["not-a-folder"]
+    assert "set EFFC_CACHE_DIR" in library.notes[0].fix
+    assert not library.path.is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "number, kind", [(errno.ENOSPC, "full"), (errno.EROFS, "read-only"), (errno.EACCES, "denied")]
+)
+def test_a_cache_that_cannot_be_written_falls_back_with_a_note(cache, monkeypatch, number, kind):
+    rename = os.rename
+
+    def refuse(source, target):
+        if cache in target.parents:
+            raise OSError(number, os.strerror(number))
+        rename(source, target)
+
+    monkeypatch.setattr(store.os, "rename", refuse)
+    library = build(SOURCE + f"// {kind}")
+    assert answer(library) == 42 and [note.kind for note in library.notes] == [kind]
+    assert not list((cache / "v1" / "tmp").iterdir())
+
+
+def test_a_disk_that_fills_while_compiling_falls_back(cache, tmp_path, monkeypatch):
+    full = tmp_path / "full-cxx"
+    say = "echo 'kernel.o: No space left on device' >&2; exit 1"
+    cxx = find_toolchain().path
+    full.write_text(f'#!/bin/sh\ncase "$PWD" in {cache}/*) {say};; esac\nexec {cxx} "$@"\n')
+    full.chmod(0o755)
+    monkeypatch.setenv("CXX", str(full))
+    library = build(SOURCE)
+    assert answer(library) == 42 and [note.kind for note in library.notes] == ["full"]
+
+
+def test_a_read_only_cache_still_gives_what_it_holds(cache, monkeypatch):
+    build(SOURCE)
+    monkeypatch.setattr(store.Store, "put", None)
+    assert not fresh(SOURCE).built
+
+
+def test_build_many_keeps_order_and_limits_compilers(tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    path = tmp_path / "counting-cxx"
+    path.write_text(
+        f'#!/bin/sh\necho + >> {log}\n{find_toolchain().path} "$@"\nr=$?\necho - >> {log}\nexit $r\n'
+    )
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
+    find_toolchain()
+    log.write_text("")
+    units = [Unit(SOURCE.replace("42", str(i)), f"k{i}") for i in range(6)]
+    libraries = build_many(units, jobs=2)
+    assert [answer(library) for library in libraries] == list(range(6))
+    running = peak = 0
+    for mark in log.read_text().split():
+        running += 1 if mark == "+" else -1
+        peak = max(peak, running)
+    assert 1 <= peak <= 2
+
+
+def test_build_many_reports_every_failure():
+    units = [Unit(SOURCE), Unit("int a = b;", "one"), Unit("int c = d;", "two")]
+    with pytest.raises(BuildError, match="2 of 3 kernels failed to build") as caught:
+        build_many(units)
+    assert "kernel one:" in str(caught.value) and "kernel two:" in str(caught.value)
+
+
+def test_a_header_that_cannot_be_precompiled_is_only_slow(tmp_path, monkeypatch):
+    path = tmp_path / "no-pch-cxx"
+    cxx = find_toolchain().path
+    say = "echo 'error: no headers today' >&2; exit 1"
+    path.write_text(f'#!/bin/sh\ncase "$*" in *c++-header*) {say};; esac\nexec {cxx} "$@"\n')
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
+    library = build('#include "effc.h"\n' + SOURCE)
+    assert answer(library) == 42 and [note.kind for note in library.notes] == ["no-pch"]
+
+
+def test_the_precompiled_header_is_used(cache, tmp_path):
+    flags = ["-O0", "-H"]  # -H lists headers: ! marks a precompiled one in use
+    if find_toolchain().kind != "gcc":
+        pytest.skip("needs g++")
+    with pytest.raises(BuildError) as caught:
+        build('#include "effc.h"\nint x = y;', flags=flags)
+    assert "! " in caught.value.output and "effc.h.gch" in caught.value.output
+
+
+def test_an_old_unfinished_entry_is_swept(cache):
+    build(SOURCE)
+    left = cache / "v1" / "tmp" / "abc.xyz"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    build(SOURCE + "//")
+    assert not left.exists()
+
+
+def test_the_manifest_holds_the_parts_of_the_key():
+    library = build(SOURCE, name="answer")
+    manifest = json.loads(entry_file(library, "manifest.json").read_text())
+    assert set(manifest["parts"]) == {"source", "header", "compiler", "flags", "openmp"}
+    assert set(manifest["files"]) == {"kernel.cpp", "kernel.so"}
+    assert manifest["files"]["kernel.so"][0] == len(library.read())
+
+
+def test_loading_brings_no_second_openmp():
+    before = mapped_runtimes()
+    source = (
+        '#include "effc.h"\nEFFC_EXPORT int64_t count(int64_t n, int t) { int64_t c = 0;\n'
+        "#pragma omp parallel for reduction(+ : c) num_threads(t)\n"
+        "for (int64_t i = 0; i < n; ++i) c += i;\nreturn c; }\n"
+    )
+    count = build(source, flags=["-O1"]).function(
+        "count", ctypes.c_int64, ctypes.c_int, restype=ctypes.c_int64
+    )
+    assert count(1000, 2) == 499500
+    assert mapped_runtimes() == before
+
+
+def test_a_library_can_be_loaded_from_a_file(tmp_path):
+    copy = tmp_path / "copy.so"
+    copy.write_bytes(build(SOURCE).read())
+    assert answer(Library(copy)) == 42

@@ -1,0 +1,63 @@
+"""fold-constants: constants meet, within rounding."""
+
+import pytest
+
+FOLD = "fold-constants"
+
+
+def program(*lines, args="x: f32[2, 3]"):
+    body = "".join(f"    {line}\n" for line in lines)
+    return f"def graph({args}):\n{body}    return y,\n"
+
+
+def w(name, shape, dtype="f32"):
+    return f'{name}: {dtype}{shape} = weight("{name}", digest="")'
+
+
+def test_multiplied_constants_meet(run):
+    ran = run(program(w("a", [3]), w("b", [2, 1]), "t = mul(x, a)", "y = mul(t, b)"), FOLD)
+    assert ran.unchanged  # [2, 3] is more than either
+    assert ran.reasons("MulConstants")[0] == ("the combined constant f32[2, 3] is larger than both")
+    ran = run(program(w("a", [3]), w("b", [3]), "t = mul(x, a)", "y = mul(b, t)"), FOLD)
+    assert ran.body.splitlines()[-3:] == [
+        "y0: f32[3] = mul(w0, w1)", "y1: f32[2, 3] = mul(x, y0)", "return y1,"
+    ]  # fmt: skip
+    assert ran.ctx.notes == ["computed once, when weights are bound: 1 mul"]
+
+
+def test_numbers_meet(run):
+    ran = run(program("a = mul(x, 0.3)", "b = mul(a, 5)", "c = add(b, 1)", "y = add(c, 0.5)"), FOLD)
+    assert ran.body == "y0: f32[2, 3] = mul(x, 1.5)\ny1: f32[2, 3] = add(y0, 1.5)\nreturn y1,"
+
+
+def test_number_and_weight_meet(run):
+    ran = run(program(w("a", [3]), "t = mul(x, a)", "y = mul(t, 0.125)"), FOLD)
+    assert "mul(w0, 0.125)" in ran.body
+
+
+@pytest.mark.parametrize(
+    ("lines", "rule", "reason"),
+    [
+        (("a = add(x, 8388608.0)", "y = add(a, -8388608.0)"), "AddConstants",
+         "8388608.0 and -8388608.0 nearly cancel: the first sum rounds on purpose"),
+        (("a = mul(x, 1e-20)", "y = mul(a, 1e-20)"), "MulConstants",
+         "1e-20 * 1e-20 leaves the range of f32"),
+        (("a = mul(x, x)", "y = mul(a, 2.0)"), "MulConstants", "input is not a constant"),
+    ],
+)  # fmt: skip
+def test_refuses(run, lines, rule, reason):
+    ran = run(program(*lines), FOLD)
+    assert ran.unchanged
+    assert any(reason.split(" is ")[-1] in r for r in ran.reasons(rule))
+
+
+def test_sixteen_bits_keep_their_roundings(run):
+    ran = run(program("a = mul(x, 0.3)", "y = mul(a, 5)", args="x: bf16[4]"), FOLD)
+    assert ran.unchanged
+    assert ran.reasons("MulConstants")[0] == "a different order of roundings shows in bf16"
+
+
+def test_nothing_to_do_is_the_same_graph(run):
+    ran = run(program("y = exp(x)"), FOLD)
+    assert ran.unchanged
+    assert ran.ctx.notes == ["nothing but the weights themselves is constant"]
