@@ -175,6 +175,8 @@ def _make_pch(
         status, output = processes.run(command, work)
         if status:
             raise BuildError(output.strip().partition("\n")[0] or f"exit status {status}")
+        # For a second #include, which g++ looks for beside the precompiled one.
+        (work / HEADER).write_text(runtime_header()[HEADER])
         return {"parts": {"compiler": toolchain.identity, "flags": list(flags)}}
 
     try:

@@ -6,12 +6,13 @@ through ATen, and the reason is in the report.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import sympy
 import torch
 
-from effc.importer import Call, converts
+from effc.importer import CONVERTERS, Call, converts
 from effc.ir import DType, Op, no, row_major
 from effc.ir.ops.shape import Copy, Expand, Permute, Reshape, ToLayout
 from effc.ir.ops.shape import Slice as SliceOp
@@ -21,11 +22,7 @@ from effc.ir.types import f32
 
 # ------------------------------------------------------------------ pointwise
 
-_UNARY = (
-    "neg abs sign floor ceil trunc relu bitwise_not square exp exp2 expm1 log log2 log10 "
-    "log1p sqrt rsqrt reciprocal sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf "
-    "erfc sigmoid silu mish hardswish hardsigmoid log_sigmoid isnan isinf logical_not round"
-).split()
+_UNARY = ["neg", "abs", "sign", "floor", "ceil", "trunc", "relu", "bitwise_not", "square", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc", "sigmoid", "silu", "mish", "hardswish", "hardsigmoid", "log_sigmoid", "isnan", "isinf", "logical_not", "round"]
 for _name in _UNARY:
 
     @converts(f"aten.{_name}.default")
@@ -591,3 +588,31 @@ def _made(call: Call) -> Any:
     return None
 
 
+
+
+# ------------------------------------------------------------------ second names of the same thing
+
+_SAME = {
+    "divide": "div", "subtract": "sub", "multiply": "mul", "absolute": "abs", "negative": "neg",
+    "greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "not_equal": "ne",
+    "fix": "trunc", "arccos": "acos", "arcsin": "asin", "arctan": "atan", "arccosh": "acosh",
+    "arcsinh": "asinh", "arctanh": "atanh", "arctan2": "atan2", "special_exp2": "exp2",
+    "special_expm1": "expm1", "special_log1p": "log1p", "special_erf": "erf", "special_erfc": "erfc",
+    "special_softmax": "softmax", "special_log_softmax": "log_softmax",
+}  # fmt: skip
+
+
+def _second_names() -> None:
+    for second, first in _SAME.items():
+        for target in [t for t in CONVERTERS if t.split(".")[1] == first]:
+            converter = CONVERTERS[target]
+            CONVERTERS.setdefault(
+                target.replace(f".{first}.", f".{second}."),
+                lambda call, _of=(converter, first, second), **arguments: _of[0](
+                    replace(call, target=call.target.replace(f".{_of[2]}.", f".{_of[1]}.")),
+                    **arguments,
+                ),
+            )
+
+
+_second_names()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 import torch._inductor.config
-from torch._functorch.aot_autograd import aot_export_module
+from torch._functorch.aot_autograd import GraphSignature, aot_export_module
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -117,7 +117,7 @@ class _Refused(Exception):
         self.refusal = Refusal(kind, reason, where)
 
 
-# ---------------------------------------------------------------------------------- the two ways in
+# -------------------------------------------------------------------------------- the two ways in
 
 
 def capture_dynamo(gm: torch.fx.GraphModule, example_inputs: Sequence) -> Captured | Refusal:
@@ -217,7 +217,9 @@ class _Slot:
     seen: object
 
 
-def _export(gm: torch.fx.GraphModule, example_inputs: Sequence) -> tuple:
+def _export(
+    gm: torch.fx.GraphModule, example_inputs: Sequence
+) -> tuple[torch.fx.GraphModule, GraphSignature]:
     """The functional graph and its signature, or the exporter's own words for why there is none."""
     for node in gm.graph.nodes:
         if (getattr(node.target, "__module__", None) or "").startswith("torch._functorch"):
@@ -232,7 +234,9 @@ def _export(gm: torch.fx.GraphModule, example_inputs: Sequence) -> tuple:
             stack.enter_context(torch._inductor.config.patch(fallback_random=True))
             if casts:
                 stack.enter_context(explicit_casts(devices))
-            return aot_export_module(gm, example_inputs, trace_joint=False, pre_dispatch=not casts)
+            traced = aot_export_module(
+                gm, example_inputs, trace_joint=False, pre_dispatch=not casts
+            )
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         # what aot_export_module documents, what its own checks raise, and torch's shape functions
         reason = str(error).strip() or type(error).__name__
@@ -240,6 +244,22 @@ def _export(gm: torch.fx.GraphModule, example_inputs: Sequence) -> tuple:
         if isinstance(error, GuardOnDataDependentSymNode):
             kind = "unbacked-size"
         raise _Refused(kind, reason, innermost_line(reason)[0] or None) from error
+    _drop_tokens(*traced)
+    return traced
+
+
+def _drop_tokens(graph_module: torch.fx.GraphModule, signature: GraphSignature) -> None:
+    """Drop the tokens that order effects where no operator takes one (linalg asks for them)."""
+    if not signature.input_tokens:
+        return
+    graph, count = graph_module.graph, len(signature.input_tokens)
+    output = graph.output_node()
+    tokens, outputs = graph.find_nodes(op="placeholder")[:count], output.args[0]
+    if list(outputs[:count]) != tokens or any(len(token.users) > 1 for token in tokens):
+        raise _Refused("effect", "an operator with side effects has to stay in order")
+    output.args = (outputs[count:],)
+    for token in tokens:
+        graph.erase_node(token)
 
 
 def _finish(

@@ -21,7 +21,13 @@ from torch import Tensor
 
 from effc.examples.rlfn import RLFN, load_rlfn, super_resolve
 from effc.examples.rlfn.images import (
-    DEMO, downscale, load_image, save_image, to_8bit, upscale, y_psnr,
+    DEMO,
+    downscale,
+    load_image,
+    save_image,
+    to_8bit,
+    upscale,
+    y_psnr,
 )  # fmt: skip
 from effc.explain import explain
 

@@ -239,13 +239,21 @@ def _result(result: Any, outputs: Sequence[Any], env: Any) -> Any:
 
 
 def _strides(value: Any) -> tuple[Any, ...] | None:
-    """Strides that eager gives a result, where they are a plain packed order; else None."""
+    """Strides that eager gives a result, where they step through packed memory; else None."""
     val = value.meta.get("val") if isinstance(value, torch.fx.Node) else None
     if not isinstance(val, torch.Tensor) or val.layout is not torch.strided:
         return None
-    if not torch._prims_common.is_non_overlapping_and_dense(val):
-        return None
-    return tuple(from_torch(s) for s in val.stride())
+    sizes = [from_torch(s) for s in val.shape]
+    strides = [from_torch(s) for s in val.stride()]
+    left = {i for i, size in enumerate(sizes) if size != 1}
+    step: Any = 1
+    while left:  # peel off the innermost dimension: the one whose stride is the elements inside it
+        inner = next((i for i in sorted(left, reverse=True) if strides[i] == step), None)
+        if inner is None:
+            return None
+        left.remove(inner)
+        step = step * sizes[inner]
+    return tuple(strides)
 
 
 def _restride(value: torch.Tensor, strides: tuple[Any, ...], env: Any) -> torch.Tensor:

@@ -19,11 +19,11 @@ import sympy
 import torch
 
 from effc.capture import Captured, CapturedInput, Refusal
-from effc.origins import origin
 from effc.ir import Graph, Input, Item, No, Number, Op, OpError, Origin, Weight, no
 from effc.ir.ops.aten import Aten
 from effc.ir.symbols import from_torch
 from effc.ir.types import DTYPES, LAYOUTS, DType, Tensor, Type, type_of
+from effc.origins import origin
 
 Converter: TypeAlias = Callable[..., Any]
 CONVERTERS: dict[str, Converter] = {}
@@ -134,6 +134,8 @@ class _Importer:
             expr = from_torch(val)
             if not isinstance(expr, sympy.Symbol):
                 return expr  # specialised, or an expression of sizes that tensors carry
+            if any(i.key == expr.name for i in self.inputs):
+                return expr  # sizes found equal after torch made an argument of each
             self.taken.add(expr.name)
             made = Input(expr.name, Number(isinstance(val, torch.SymInt)))
         else:

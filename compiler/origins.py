@@ -44,23 +44,28 @@ def innermost_line(trace: str) -> tuple[str, str]:
     return f"{os.path.basename(file)}:{line}", text.strip()
 
 
-def dynamo_source(node: torch.fx.Node) -> str:
-    """How Dynamo reaches an argument: `L['self']._modules['conv']._parameters['weight']`."""
-    source = getattr(node, "_dynamo_source", None)
-    source = source or getattr(node.meta.get("grapharg"), "source", None)
-    name = getattr(source, "name", "")
-    return name() if callable(name) else name  # a method up to torch 2.9
-
-
 def is_module_tensor(node: torch.fx.Node) -> bool:
-    """True for a parameter, a buffer or another tensor that hangs on an `nn.Module`."""
-    static = node.meta.get("tensor_dict", {})
-    return "_dynamo_static_input_type" in static or bool(_STEP.search(dynamo_source(node)))
+    """True for a parameter, a buffer or a plain tensor that is an attribute of an `nn.Module`."""
+    source = _source(node)
+    kinds = [type(s).__name__ for s in (source, getattr(source, "base", None))]
+    return any("NNModuleSource" in kind or "ParamBufferSource" in kind for kind in kinds)
+
+
+def _source(node: torch.fx.Node) -> object:
+    """Dynamo's description of how it reaches an argument; None in a graph it did not make."""
+    source = getattr(node, "_dynamo_source", None)
+    return source or getattr(node.meta.get("grapharg"), "source", None)
+
+
+def _path(node: torch.fx.Node) -> str:
+    """`L['self']._modules['conv']._parameters['weight']`."""
+    name = getattr(_source(node), "name", "")
+    return name() if callable(name) else name  # a method in older releases
 
 
 def argument_names(placeholders: Sequence[torch.fx.Node]) -> list[str]:
     """A name for each, unique; the root's name is kept only where weights come from several."""
-    split = [(*split_path(dynamo_source(node)), node) for node in placeholders]
+    split = [(*split_path(_path(node)), node) for node in placeholders]
     single = len({root for root, _, node in split if is_module_tensor(node)}) == 1
     names: list[str] = []
     for root, path, node in split:

@@ -9,8 +9,8 @@ from pathlib import Path
 import jinja2
 
 from effc.pipeline import Stage, stages_diff
-from effc.render import amount, duration
 from effc.report import Report
+from effc.show import amount, duration
 
 __all__ = ["page"]
 

@@ -14,7 +14,7 @@ from effc.pipeline import Stage
 if TYPE_CHECKING:
     from effc.report import Report
 
-__all__ = ["Guard", "Record"]
+__all__ = ["Break", "Guard", "Record"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,14 @@ class Guard:
     """A fact about a call that the compiled code relies on; `where` is the user's line."""
 
     expr: str
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Break:
+    """Why capture had to stop, so that Python goes on by itself; `where` is the user's line."""
+
+    reason: str
     where: str = ""
 
 
@@ -43,6 +51,7 @@ class Record:
     seconds: dict[str, float] = field(default_factory=dict)
     guards: list[Guard] = field(default_factory=list)
     recompile_cause: str = ""
+    graph_break: Break | None = None
     sizes: Mapping[str, int | float] = field(default_factory=dict)
 
     @property

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from effc.report import Explanation, Fallback, Report, RuleRow, StageRow
+from effc.show import amount, counted, duration, grid
 
-__all__ = ["as_text", "explanation_parts", "report_parts", "rule_parts"]
-
-WIDTH = 100
-
-
-def as_text(parts: Iterable[Any]) -> str:
-    """The same without colour, 100 columns wide, no blanks at line ends."""
-    out = io.StringIO()
-    console = Console(file=out, width=WIDTH, no_color=True, highlight=False, legacy_windows=False)
-    for part in parts:
-        console.print(part)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+__all__ = ["explanation_parts", "report_parts", "rule_parts"]
 
 
 def report_parts(report: Report) -> Iterable[Any]:
@@ -43,11 +32,11 @@ def report_parts(report: Report) -> Iterable[Any]:
         yield _section("Rules", [_rule(r) for _, r in rules])
     if report.launches:
         arena = f", {amount(report.memory, 'B')} of memory for values" if report.memory else ""
-        yield _section(f"Plan: {_count(_steps(report), 'step')}{arena}", [_launches(report)])
+        yield _section(f"Plan: {counted(_steps(report), 'step')}{arena}", [_launches(report)])
     if report.fallbacks:
         count = sum(len(f.nodes) for f in report.fallbacks)
         yield _section(
-            f"Runs in PyTorch: {_count(count, 'node')}", map(_fallback, report.fallbacks)
+            f"Runs in PyTorch: {counted(count, 'node')}", map(_fallback, report.fallbacks)
         )
     if report.guards:
         yield _section("Holds for calls where", [_row(g.expr, g.where) for g in report.guards])
@@ -56,7 +45,7 @@ def report_parts(report: Report) -> Iterable[Any]:
 
 
 def explanation_parts(explanation: Explanation) -> Iterable[Any]:
-    graphs = _count(len(explanation.reports), "graph")
+    graphs = counted(len(explanation.reports), "graph")
     yield Text(f"{explanation.name}: {graphs}", style="bold")
     for note in explanation.notes:
         yield Padding(Text(note), (0, 0, 0, 2))
@@ -73,24 +62,9 @@ def rule_parts(found: Sequence[tuple[StageRow, RuleRow]]) -> Iterable[Any]:
         yield _rule(rule)
 
 
-def amount(value: float | str, unit: str) -> str:
-    """1234567 -> "1.23 MB"."""
-    if isinstance(value, str):
-        return f"{value} {unit}"
-    for prefix in ("", "k", "M", "G", "T"):
-        if abs(value) < 1000 or prefix == "T":
-            break
-        value /= 1000
-    return f"{value:.3g} {prefix}{unit}"
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
-
-
 def _title(report: Report) -> Text:
-    passes = _count(max(len(report.stages) - 1, 0), "pass", "passes")
-    parts = [f"{passes}, {_count(report.rewrites, 'rewrite')}"]
+    passes = counted(max(len(report.stages) - 1, 0), "pass", "passes")
+    parts = [f"{passes}, {counted(report.rewrites, 'rewrite')}"]
     if report.target:
         parts.append(f"target {report.target}")
     parts += [f"{phase} {duration(s)}" for phase, s in report.seconds.items()]
@@ -101,21 +75,10 @@ def _section(title: str, parts: Iterable[Any]) -> Any:
     return Group(Text(f"\n{title}", style="bold"), *(Padding(p, (0, 0, 0, 2)) for p in parts))
 
 
-def _grid(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        right = column.startswith(">")
-        table.add_column(
-            column.lstrip(">"), justify="right" if right else "left", no_wrap=right,
-            overflow="fold",
-        )  # fmt: skip
-    return table
-
-
 def _stages(stages: Sequence[StageRow]) -> Table:
     measured = any(s.error for s in stages)
     errors = (">error", ">in all") if measured else ()
-    table = _grid(">", "pass", ">rewrites", ">nodes", ">time", *errors, ">work", ">bytes")
+    table = grid(">", "pass", ">rewrites", ">nodes", ">time", *errors, ">work", ">bytes")
     for s in stages:
         shown = [_error(s.error), _error(s.total_error)] if measured else []
         table.add_row(
@@ -144,7 +107,7 @@ def _stage_notes(stages: Sequence[StageRow]) -> Iterable[Text]:
 
 def _rule(rule: RuleRow) -> Any:
     head = Text.assemble(
-        (rule.rule, "bold"), f"  {rule.hits} of {_count(rule.attempts, 'place')}  ",
+        (rule.rule, "bold"), f"  {rule.hits} of {counted(rule.attempts, 'place')}  ",
         "" if rule.title == rule.rule else rule.title,
     )  # fmt: skip
     misses = [_row(f"not at {m.node}", m.where, m.reason) for m in rule.misses]
@@ -167,8 +130,7 @@ def _steps(report: Report) -> int:
 
 
 def _launches(report: Report) -> Table:
-    table = _grid("", ">", "", "")
-    table.show_header = False
+    table = grid("", ">", "", "")
     for row in report.launches:
         source = f"{row.lines} lines" if row.lines else ""
         table.add_row(
@@ -184,7 +146,3 @@ def _row(text: str, where: str, below: str = "") -> Text:
     if below:
         row.append(f"\n  {below}")
     return row
-
-
-def _count(n: int, one: str, many: str | None = None) -> str:
-    return f"{n} {one if n == 1 else many or one + 's'}"

@@ -22,9 +22,9 @@ from effc.ir import Graph, NearMiss, Op, RuleStats, evaluate, nearest, node_text
 from effc.ir.errors import InputError, OptionError
 from effc.ir.symbols import dim_text
 from effc.pipeline import Stage
-from effc.record import Guard, Record
+from effc.record import Break, Guard, Record
 
-__all__ = ["VERSION", "Explanation", "Report"]
+__all__ = ["VERSION", "Break", "Explanation", "Report", "sized"]
 
 VERSION = 1  # of the JSON form; raised when a field changes its meaning or goes away
 MISSES = 3  # near misses shown of one rule
@@ -121,14 +121,6 @@ class RefusalRow:
 
 
 @dataclass(frozen=True)
-class Break:
-    """A place where capture had to stop and Python goes on by itself."""
-
-    reason: str
-    where: str
-
-
-@dataclass(frozen=True)
 class Report:
     """One compiled graph. `json()` is stable within a VERSION; `str()` is for people."""
 
@@ -179,7 +171,8 @@ class Report:
         return _read(text, Report)
 
     def __str__(self) -> str:
-        from effc.render import as_text, report_parts
+        from effc.render import report_parts
+        from effc.show import as_text
 
         return as_text(report_parts(self))
 
@@ -198,6 +191,7 @@ class Explanation:
     breaks: list[Break] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     version: int = VERSION
+    records: list[Record] = field(default_factory=list, repr=False, compare=False)  # not in JSON
 
     def rule(self, name: str) -> list[tuple[StageRow, RuleRow]]:
         known = {r.rule for g in self.reports for s in g.stages for r in s.rules}
@@ -215,7 +209,8 @@ class Explanation:
         return _read(text, Explanation)
 
     def __str__(self) -> str:
-        from effc.render import as_text, explanation_parts
+        from effc.render import explanation_parts
+        from effc.show import as_text
 
         return as_text(explanation_parts(self))
 
@@ -232,8 +227,8 @@ def _stage(stage: Stage, sizes: Mapping[str, int | float]) -> StageRow:
     cost = stage.cost
     return StageRow(
         stage.index, stage.name, stage.title, str(stage.numerics or ""), stage.seconds,
-        stage.rewrites, stage.changed, len(stage.graph.nodes), _number(cost.flops, sizes),
-        _number(cost.bytes, sizes), _error(stage.error), _error(stage.total_error),
+        stage.rewrites, stage.changed, len(stage.graph.nodes), sized(cost.flops, sizes),
+        sized(cost.bytes, sizes), _error(stage.error), _error(stage.total_error),
         stage.violation, stage.why_unchanged, list(stage.notes), [_rule(r) for r in stage.rules],
         [
             NodeErrorRow(n.before, n.after, n.where, ErrorRow(n.error.max_abs, n.error.relative_l2))
@@ -242,7 +237,8 @@ def _stage(stage: Stage, sizes: Mapping[str, int | float]) -> StageRow:
     )  # fmt: skip
 
 
-def _number(value: Any, sizes: Mapping[str, int | float]) -> float | str:
+def sized(value: Any, sizes: Mapping[str, int | float]) -> float | str:
+    """A cost with sizes put in; text where some are not known."""
     env = {symbol(k): v for k, v in sizes.items()}
     if not isinstance(value, sympy.Basic):
         return value
@@ -309,7 +305,8 @@ _KINDS = {"kernel": 0, "library": 1, "copy": 2, "view": 3}
 def _plain(value: Any) -> Any:
     """Dataclasses to dicts; a float that JSON lacks becomes text."""
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        kept = (f.name for f in dataclasses.fields(value) if f.compare)
+        return {name: _plain(getattr(value, name)) for name in kept}
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

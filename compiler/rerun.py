@@ -22,7 +22,7 @@ from effc.ir import EffcError, Graph, InputError, Number, Weight, nearest, parse
 from effc.ir.interpret import random_input
 from effc.ir.types import type_text
 
-__all__ = ["main", "rerun"]
+__all__ = ["environment", "fill_weights", "load_values", "main", "random_inputs", "rerun"]
 
 DEFAULT_SIZE = 16
 
@@ -30,24 +30,25 @@ DEFAULT_SIZE = 16
 def main(path: str, arguments: Sequence[str] | None = None) -> None:
     """Run the graph in a file and print its results; exits with 1 and a sentence on a mistake."""
     try:
-        print(rerun(Path(path), sys.argv[1:] if arguments is None else arguments), end="")  # noqa: T201
+        text = rerun(Path(path), sys.argv[1:] if arguments is None else arguments)
     except EffcError as e:
         sys.exit(str(e))
+    sys.stdout.write(text)
 
 
 def rerun(path: Path, arguments: Sequence[str] = ()) -> str:
     """What `main` prints. Raises EffcError."""
     graph = parse(path.read_text(encoding="utf-8"))
     said = [f"{path.name}: {len(graph.nodes)} nodes"]
-    missing = fill_weights(graph, _load(path.parent / "weights.safetensors"))
+    missing = fill_weights(graph, load_values(path.parent / "weights.safetensors"))
     if missing:
         said.append(f"random values for {missing} weights: no weights.safetensors beside this file")
     given = _sizes(arguments)
-    saved = {} if given else _load(path.parent / "inputs.safetensors")
+    saved = {} if given else load_values(path.parent / "inputs.safetensors")
     if saved.keys() >= {i.key for i in graph.inputs}:
         inputs = [_plain(saved[i.key], isinstance(i.of, Number)) for i in graph.inputs]
     else:
-        env = _environment(graph, given, _report_sizes(path.parent))
+        env = environment(graph, given, _report_sizes(path.parent))
         inputs = random_inputs(graph, env)
         shown = ", ".join(f"{s}={v}" for s, v in sorted(env.items(), key=str))
         said.append(f"random inputs{f', {shown}' if shown else ''}")
@@ -56,16 +57,16 @@ def rerun(path: Path, arguments: Sequence[str] = ()) -> str:
     return "\n".join(said) + "\n"
 
 
-def fill_weights(graph: Graph, by_digest: Mapping[str, torch.Tensor]) -> int:
-    """Give every weight without values its own, or random ones; returns how many are random."""
+def fill_weights(graph: Graph, by_digest: Mapping[str, torch.Tensor], random: bool = True) -> int:
+    """Give every weight without values its own, else random ones; returns how many had none."""
     missing = 0
     for node in graph.nodes:
         if isinstance(node, Weight) and node.data is None:
             found = by_digest.get(node.digest)
             missing += found is None
-            data = found if found is not None else _random_weight(node)
+            data = _random_weight(node) if found is None and random else found
             object.__setattr__(node, "data", data)
-        missing += sum(fill_weights(region, by_digest) for region in node.regions)
+        missing += sum(fill_weights(region, by_digest, random) for region in node.regions)
     return missing
 
 
@@ -86,7 +87,10 @@ def _random_weight(node: Weight) -> torch.Tensor:
     return (value.abs() / fan_in).to(value.dtype)
 
 
-def _environment(graph: Graph, sizes: Mapping[str, int | float]) -> dict[sympy.Symbol, int | float]:
+def environment(
+    graph: Graph, given: Mapping[str, int | float], known: Mapping[str, int | float]
+) -> dict[sympy.Symbol, int | float]:
+    """A number for every size of the inputs: given, else known, else a default."""
     symbols = {s for i in graph.inputs for s in _symbols(i.of)}
     symbols |= {i.symbol for i in graph.inputs if isinstance(i.of, Number)}
     names = {str(s) for s in symbols}
@@ -122,7 +126,8 @@ def _report_sizes(folder: Path) -> dict[str, int | float]:
         return {}  # the file was taken out of its dump
 
 
-def _load(path: Path) -> dict[str, torch.Tensor]:
+def load_values(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors in a safetensors file; none where there is no file."""
     if not path.exists():
         return {}
     try:

@@ -155,6 +155,11 @@ class Graph:
             found |= node.symbols | _free(node.type)
         return frozenset(found)
 
+    @property
+    def free_symbols(self) -> frozenset[sympy.Symbol]:
+        """Those that are not inputs of the graph itself."""
+        return self.all_symbols - {i.symbol for i in self.inputs if isinstance(i.of, Number)}
+
     @cached_property
     def constants(self) -> frozenset[Op]:
         """Nodes that need no input: weights, literals and all that is computed from them alone.

@@ -18,6 +18,7 @@ from .symbols import dim_text, evaluate
 from .types import Number, Tensor, Type
 
 Observer = Callable[[Op, Any], None]
+_NUMBERS = {True: (int, torch.SymInt), False: (int, float, torch.SymInt, torch.SymFloat)}
 
 
 def interpret(
@@ -30,11 +31,12 @@ def interpret(
     """Run the graph on tensors (and numbers for `size` inputs).
 
     observe: called with every node and its value. env: symbols already known (regions).
-    Raises InputError when inputs do not fit the graph's types, ValueError for a weight without data.
+    Raises InputError when inputs do not fit the graph's types, ValueError for a weight without
+    data. A value is dropped after its last use.
     """
     env = bind_symbols(graph, inputs, env)
     values: dict[Op, Any] = dict(zip(graph.inputs, inputs, strict=True))
-    last_use = _last_uses(graph) if observe is None else {}
+    last_use = _last_uses(graph)
     for position, node in enumerate(graph.nodes):
         values[node] = run_node(node, values, env)
         if observe is not None:
@@ -74,6 +76,8 @@ def bind_symbols(
     for node, value in zip(graph.inputs, inputs, strict=True):
         t = node.of
         if isinstance(t, Number):
+            if not isinstance(value, _NUMBERS[t.integer]) or isinstance(value, bool):
+                raise InputError(f"input {node.key} must be a {t}, got {value!r}")
             found[node.symbol] = value
         elif isinstance(t, Tensor):
             if not isinstance(value, torch.Tensor) or len(value.shape) != t.rank:
@@ -104,6 +108,7 @@ def _check_shape(key: str, t: Tensor, got: tuple[int, ...], env: Mapping[Any, An
 def _last_uses(graph: Graph) -> dict[int, list[Op]]:
     last: dict[Op, int] = {}
     for position, node in enumerate(graph.nodes):
+        last[node] = position
         for operand in node.operands:
             last[operand] = position
     kept = set(graph.outputs)
@@ -115,7 +120,7 @@ def _last_uses(graph: Graph) -> dict[int, list[Op]]:
 
 
 def random_input(t: Type, env: Mapping[sympy.Symbol, int | float], seed: int = 0) -> Any:
-    """A value of the type: normal floats, small non-negative ints. For dumps and difference runs."""
+    """A value of the type: normal floats, small non-negative ints."""
     if isinstance(t, Number):
         raise ValueError("a number input has no random value; it is a symbol in env")
     if isinstance(t, tuple):

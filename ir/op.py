@@ -197,7 +197,7 @@ class Op:
         found: set[sympy.Symbol] = set()
         for f in self.fields:
             value = getattr(self, f.name)
-            found |= value.all_symbols if f.kind == "region" else _free(value)
+            found |= value.free_symbols if f.kind == "region" else _free(value)
         return frozenset(found)
 
     def bind(self, env: Mapping[sympy.Symbol, int | float]) -> Op:

@@ -29,11 +29,11 @@ from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
-
-from .errors import EffcError, RuleError
+from .errors import EffcError, OpError, RuleError, nearest
 from .graph import Graph
 from .op import OPS, Op, find_op
 from .text import node_text
+from .types import type_text
 from .verify import window
 
 # ------------------------------------------------------------------ answers
@@ -124,7 +124,13 @@ class PatternOps:
         fields = [f.name for f in find_op(names[0]).fields if f.kind != "type"]
 
         def build(*args: Any, **kwargs: Any) -> Pat:
+            if len(args) > len(fields):
+                raise OpError(f"a pattern gives {names[0]} {len(args)} operands of {len(fields)}")
             bound = dict(zip(fields, args, strict=False)) | kwargs
+            for name in names:
+                known = {f.name for f in find_op(name).fields}
+                for key in bound.keys() - known:
+                    raise OpError(f"{name} has no field {key!r}", fix=nearest(key, known))
             return Pat(names, tuple(bound.items()))
 
         return build
@@ -153,7 +159,8 @@ class Match:
     nodes: dict[str, Op] = field(default_factory=dict)
     vars: dict[str, Any] = field(default_factory=dict)
     inner: list[tuple[Op, bool]] = field(default_factory=list)  # matched below root, is_shared
-    depth: int = 0
+    depth: int = 0  # pattern nodes matched so far
+    farthest: int = -1  # and before the failure that `why` tells
     why: No | None = None
 
     def __getattr__(self, name: str) -> Op:
@@ -171,60 +178,87 @@ class Match:
 
     # -- matching; a failed attempt leaves depth and why behind for the nearest-miss report
 
-    def match(self, pattern: Any, value: Any, user: Op | None) -> bool:
-        if isinstance(pattern, Var):
-            return self._var(pattern, value)
-        if isinstance(pattern, Pat):
-            return self._node(pattern, value, user)
-        same = type(value) is not bool and type(pattern) is not bool and value == pattern
-        if not (same or (type(value) is type(pattern) and value == pattern)):
-            return self._fail("expected {}, found {}", pattern, _brief(value), at=user)
+    def match(self, pattern: Any, value: Any) -> bool:
+        return self._solve(((pattern, value, None, "operand"),))
+
+    def _solve(self, goals: tuple[tuple[Any, Any, Op | None, str], ...]) -> bool:
+        """goals: (pattern, value, its user, kind of field). Commutative nodes are tried both ways
+        round, each with all the goals that follow."""
+        while goals:
+            (pattern, value, user, kind), goals = goals[0], goals[1:]
+            if isinstance(pattern, Pat):
+                orders = self._node(pattern, value, user)
+                if len(orders) != 1:
+                    return any(self._try(order + goals) for order in orders)
+                goals = orders[0] + goals
+            elif isinstance(pattern, tuple) and isinstance(value, tuple):
+                if len(pattern) != len(value):
+                    what = f"{{}} {kind}s expected, found {{}}"
+                    return self._fail(what, len(pattern), len(value), at=user)
+                goals = tuple((p, v, user, kind) for p, v in zip(pattern, value)) + goals
+            elif isinstance(pattern, Var):
+                if not self._var(pattern, value, kind):
+                    return False
+            elif not _equal(pattern, value):
+                return self._fail("expected {}, found {}", pattern, _brief(value), at=user)
         return True
 
-    def _var(self, var: Var, value: Any) -> bool:
+    def _try(self, goals: tuple[Any, ...]) -> bool:
+        """Match, or leave everything but the nearest failure as it was."""
+        nearest = (self.farthest, self.why)
+        saved = (dict(self.nodes), dict(self.vars), list(self.inner), self.depth)
+        if self._solve(goals):
+            return True
+        self.nodes, self.vars, self.inner, self.depth = saved
+        if nearest[0] >= self.farthest:
+            self.farthest, self.why = nearest
+        return False
+
+    def _var(self, var: Var, value: Any, kind: str) -> bool:
         if var is ANY:
             return True
-        if value is None:
+        if value is None and kind == "operand":
             return self._fail("operand {} is absent", var.name, at=self.root)
-        if var.name in self.vars and self.vars[var.name] is not value:
+        if var.name in self.vars and not _equal(self.vars[var.name], value):
             return self._fail("{} stands for two different values", var.name, at=self.root)
         self.vars[var.name] = value
         return True
 
-    def _node(self, pat: Pat, value: Any, user: Op | None) -> bool:
+    def _node(self, pat: Pat, value: Any, user: Op | None) -> tuple[Any, ...]:
+        """The ways to match the fields of a node: goals for one order of operands, or for two."""
         if not isinstance(value, Op) or value.name not in pat.ops:
-            return self._fail("expected {}, found {}", "|".join(pat.ops), _brief(value), at=user)
+            self._fail("expected {}, found {}", "|".join(pat.ops), _brief(value), at=user)
+            return ()
         self.depth += 1
         wanted = dict(pat.args)
         for f in value.fields:
             if f.name not in wanted and f.kind == "operand" and f.default is not MISSING:
                 if getattr(value, f.name) is not f.default:
-                    return self._fail("{} has a {}", value.name, f.name, at=value)
-        if not self._fields(value, wanted):
-            return False
+                    self._fail("{} has a {}", value.name, f.name, at=value)
+                    return ()
         if pat.name:
             self.nodes[pat.name] = value
         if user is not None:
             self.inner.append((value, pat.is_shared))
-        return True
-
-    def _fields(self, node: Op, wanted: dict[str, Any]) -> bool:
+        kinds = {f.name: f.kind for f in value.fields}
         orders = [wanted]
-        if getattr(node, "commutative", False) and {"a", "b"} <= wanted.keys():
-            orders.append(wanted | {"a": wanted["b"], "b": wanted["a"]})
-        best: tuple[int, No | None] = (-1, None)
-        for order in orders:
-            saved = (dict(self.nodes), dict(self.vars), list(self.inner), self.depth)
-            if all(self.match(p, getattr(node, k), node) for k, p in order.items()):
-                return True
-            best = max(best, (self.depth, self.why), key=lambda t: t[0])
-            self.nodes, self.vars, self.inner, self.depth = saved
-        self.depth, self.why = best
-        return False
+        if getattr(value, "commutative", False) and wanted.keys() & {"a", "b"}:
+            orders.append({{"a": "b", "b": "a"}.get(k, k): p for k, p in wanted.items()})
+        return tuple(
+            tuple((p, getattr(value, k), value, kinds[k]) for k, p in order.items())
+            for order in orders
+        )
 
     def _fail(self, template: str, *args: object, at: Op | None) -> bool:
-        self.why = no(template, *args, at=at)
+        self.why, self.farthest = no(template, *args, at=at), self.depth
         return False
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """The same node, or equal plain values: 1 is 1.0, and is not True."""
+    if isinstance(a, Op) or isinstance(b, Op):
+        return a is b
+    return a == b and (type(a) is bool) == (type(b) is bool)
 
 
 def _brief(value: Any) -> str:
@@ -403,18 +437,18 @@ class Engine:
 
     def _sweep(self, graph: Graph, journal: Journal) -> dict[Op, Op]:
         replaced: dict[Op, Op] = {}
-        consumed: set[Op] = set()
+        consumed: set[Op] = set()  # took part in a rewrite of this sweep
         for node in reversed(graph.nodes):
             if node in consumed or journal.spent:
                 continue
             for rule, pattern in self._by_root.get(node.name, ()):
-                m = self._attempt(graph, rule, pattern, node, consumed | replaced.keys())
+                m = self._attempt(graph, rule, pattern, node, consumed)
                 if m is None:
                     continue
                 result = self._rewrite(graph, rule, m)
                 _inherit(graph, result, (*(n for n, _ in reversed(m.inner)), node))
                 replaced[node] = result
-                consumed |= {n for n, _ in m.inner}
+                consumed |= {node, *(n for n, _ in m.inner)}
                 self.stats[rule.name].hits += 1
                 self.touched.append(result)
                 journal.rewrites.append(Rewrite(rule.name, graph, node, result))
@@ -428,7 +462,7 @@ class Engine:
         start = time.perf_counter()
         stats.attempts += 1
         m = Match(graph, node)
-        matched = m.match(pattern, node, None)
+        matched = m.match(pattern, node)
         answer: Answer = yes if matched or m.why is None else m.why  # No is falsy: no `or` here
         if matched and any(n in taken for n, _ in m.inner):
             stats.seconds += time.perf_counter() - start
@@ -436,7 +470,8 @@ class Engine:
         if matched:
             answer = self._single_use(rule, m) and self._check(graph, rule, m)
         if not answer:
-            stats.missed(NearMiss(rule.name, graph, node, m.depth, matched, answer))
+            depth = m.depth if matched else m.farthest
+            stats.missed(NearMiss(rule.name, graph, node, depth, matched, answer))
         stats.seconds += time.perf_counter() - start
         return m if answer else None
 
@@ -454,20 +489,24 @@ class Engine:
 
     def _check(self, graph: Graph, rule: Rule, m: Match) -> Answer:
         try:
-            return rule.check(m, *_arguments(rule, m))
-        except EffcError:
-            raise
+            answer = rule.check(m, *_arguments(rule, m))
+            if not isinstance(answer, (Yes, No)):
+                raise TypeError(f"it must return yes or no(reason), not {answer!r}")
         except Exception as e:
             raise _rule_error(graph, rule, m.root, "check", e) from e
+        return answer
 
     def _rewrite(self, graph: Graph, rule: Rule, m: Match) -> Op:
         try:
             result = rule.rewrite(op, m, *_arguments(rule, m))
+            if not isinstance(result, Op):
+                raise TypeError(f"it must return a node, not {result!r}")
         except Exception as e:
             raise _rule_error(graph, rule, m.root, "rewrite", e) from e
         if result.type != m.root.type:
+            was, now = type_text(m.root.type), type_text(result.type)
             raise RuleError(
-                f"{rule.name} changes the type of a value from {m.root.type} to {result.type}",
+                f"{rule.name} changes the type of a value from {was} to {now}",
                 node=node_text(graph, m.root), where=m.root.where, context=window(graph, m.root),
             )  # fmt: skip
         return result
@@ -486,8 +525,9 @@ def _inherit(graph: Graph, result: Op, sources: tuple[Op, ...]) -> None:
 
 
 def _rule_error(graph: Graph, rule: Rule, node: Op, step: str, e: Exception) -> RuleError:
+    said = e.what if isinstance(e, EffcError) else e
     return RuleError(
-        f"{rule.name}.{step} failed: {type(e).__name__}: {e}",
+        f"{rule.name}.{step} failed: {type(e).__name__}: {said}",
         node=node_text(graph, node), where=node.where, why=rule.title, context=window(graph, node),
     )  # fmt: skip
 
@@ -499,7 +539,8 @@ def _alternatives(rule: Rule) -> tuple[Pat, ...]:
 
 
 def _arguments(rule: Rule, m: Match) -> list[Any]:
-    """Matched variables in the order of the pattern's parameters; None where an alternative has none."""
+    """Matched variables in the order of the pattern's parameters; None for those that the
+    alternative does not have."""
     return [m.vars.get(name) for name in list(inspect.signature(rule.pattern).parameters)[1:]]
 
 

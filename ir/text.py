@@ -12,7 +12,6 @@ nested functions. Nothing is evaluated: the parser walks Python's own syntax tre
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING
 from typing import Any
@@ -22,7 +21,7 @@ import torch
 
 from .errors import OpError, ParseError, nearest
 from .graph import Graph, Input, Weight
-from .op import OPS, Op, find_op
+from .op import Field, Op, _free, find_op
 from .symbols import dim_text, parse_dim
 from .types import DTYPES, LAYOUTS, DType, Layout, Number, Tensor, Type, parse_type, type_text
 
@@ -43,7 +42,7 @@ def node_text(graph: Graph, node: Op) -> str:
     printer.name_all(graph)
     if isinstance(node, Input):
         return f"{printer.names[node]}: {type_text(node.type)}"
-    return printer.line(node, {})
+    return printer.line(node, _body_names(node))
 
 
 def names(graph: Graph) -> dict[Op, str]:
@@ -58,24 +57,23 @@ class _Printer:
         self.names: dict[Op, str] = {}
         self.taken: set[str] = set()
 
-    def graph(self, graph: Graph, indent: str) -> Iterator[str]:
+    def graph(self, graph: Graph, indent: str, name: str | None = None) -> Iterator[str]:
         self.name_all(graph)
         inputs = ", ".join(f"{self.names[i]}: {type_text(i.type)}" for i in graph.inputs)
-        yield f"{indent}def {graph.name}({inputs}):"
+        yield f"{indent}def {name or graph.name}({inputs}):"
         inner = indent + INDENT
         for node in graph.nodes:
-            bodies: dict[str, str] = {}
-            for f in node.fields:
-                if f.kind == "region":
-                    region: Graph = getattr(node, f.name)
-                    yield from _Printer().graph(region, inner)
-                    bodies[f.name] = region.name
+            bodies = _body_names(node)
+            for field_name, body in bodies.items():
+                yield from _Printer().graph(getattr(node, field_name), inner, body)
             yield inner + self.line(node, bodies)
         outputs = ", ".join(self.names[o] for o in graph.outputs)
-        yield f"{inner}return {outputs}{',' if len(graph.outputs) == 1 else ''}"
+        yield f"{inner}return {outputs}{',' if len(graph.outputs) == 1 else ''}".rstrip()
 
     def name_all(self, graph: Graph) -> None:
         counts = {"w": 0, "y": 0}
+        numbers = {i.key for i in graph.inputs if isinstance(i.type, Number)}
+        self.taken |= {s.name for s in graph.all_symbols} - numbers
         for i in graph.inputs:
             self.name(i, i.key)
         for node in graph.nodes:
@@ -86,17 +84,17 @@ class _Printer:
 
     def name(self, node: Op, name: str) -> None:
         if name in self.taken:
-            raise ValueError(f"two inputs are called {name!r}")
+            raise ValueError(f"{name!r} names two inputs, or an input and a size")
         self.taken.add(name)
         self.names[node] = name
 
     def line(self, node: Op, bodies: Mapping[str, str]) -> str:
         result = f"{self.names[node]}: {type_text(node.type)} = {self.call(node, bodies)}"
-        return f"{result}  # {node.where}" if node.where else result
+        return f"{result}  # {' '.join(node.where.splitlines())}" if node.where else result
 
     def call(self, node: Op, bodies: Mapping[str, str]) -> str:
         if isinstance(node, Weight):
-            return f"weight({node.key!r}, digest={node.content!r})".replace("'", '"')
+            return f"weight({literal(node.key)}, digest={literal(node.content)})"
         target, args = node.name, node_args(node)
         if node.name == "aten":
             target = getattr(node, "target")
@@ -104,8 +102,7 @@ class _Printer:
             args += [(k, v) for k, v in getattr(node, "kwargs")]
         printed = []
         for key, value in args:
-            body = bodies.get(key) if key else None
-            shown = body or self.value(value)
+            shown = bodies[str(key)] if isinstance(value, Graph) else self.value(value)
             printed.append(f"{key}={shown}" if key else shown)
         return f"{target}({', '.join(printed)})"
 
@@ -116,6 +113,18 @@ class _Printer:
             inner = ", ".join(map(self.value, value))
             return f"({inner}{',' if len(value) == 1 else ''})"
         return literal(value)
+
+
+def _body_names(node: Op) -> dict[str, str]:
+    """The printed name of each region of a node, by field; distinct, for the parser."""
+    found: dict[str, str] = {}
+    for f in node.fields:
+        if f.kind == "region":
+            name = getattr(node, f.name).name
+            while name in found.values():
+                name += "_"
+            found[f.name] = name
+    return found
 
 
 def node_args(node: Op) -> list[tuple[str | None, object]]:
@@ -151,8 +160,11 @@ def literal(value: object) -> str:
     if isinstance(value, torch.device):
         return f'device("{value}")'
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
-    if value is None or isinstance(value, (int, float, complex, bool)):
+        shown = repr(value)
+        return shown if '"' in shown else f'"{shown[1:-1]}"'
+    if isinstance(value, complex):
+        return f"complex({value.real!r}, {value.imag!r})"
+    if value is None or isinstance(value, (int, float, bool)):
         return repr(value)
     raise TypeError(f"an attribute of type {type(value).__name__} has no text: {value!r}")
 
@@ -181,28 +193,20 @@ def parse(source: str, weights: Mapping[str, torch.Tensor] | None = None) -> Gra
 
 class _Parser:
     def __init__(self, source: str, weights: Mapping[str, torch.Tensor]) -> None:
-        self.lines, self.weights = source.splitlines(), weights
+        self.lines, self.weights = source.split("\n"), weights
         self.values: dict[str, Op] = {}
         self.bodies: dict[str, Graph] = {}
         self.reals: frozenset[str] = frozenset()
+        self.sizes: frozenset[str] = frozenset()  # names of sizes and numbers
 
     def graph(self, fn: ast.FunctionDef) -> Graph:
-        for a in fn.args.args:
-            if a.annotation is None:
-                raise self.error(a, f"input {a.arg} has no type")
-            if isinstance(a.annotation, ast.Name) and a.annotation.id == "number":
-                self.reals |= {a.arg}
-        inputs = []
-        for a in fn.args.args:
-            node = Input(a.arg, parse_type(a.annotation, self.reals))  # type: ignore[arg-type]
-            self.values[a.arg] = node
-            inputs.append(node)
+        inputs = self.inputs(fn)
         nodes: list[Op] = []
         for statement in fn.body:
             match statement:
                 case ast.FunctionDef(name=name):
                     nested = _Parser("", self.weights)
-                    nested.lines, nested.reals = self.lines, self.reals
+                    nested.lines, nested.reals, nested.sizes = self.lines, self.reals, self.sizes
                     self.bodies[name] = nested.graph(statement)
                 case ast.AnnAssign(
                     target=ast.Name(id=name), annotation=note, value=ast.Call() as call
@@ -213,93 +217,141 @@ class _Parser:
                     nodes.append(self.node(call, None))
                     self.values[name] = nodes[-1]
                 case ast.Return(value=value):
-                    outputs = self.value(value, None) if value else ()
+                    outputs = self.value(value, _OUTPUT) if value else ()
                     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-                    return Graph(tuple(inputs), tuple(nodes), outputs, fn.name)
+                    if not all(isinstance(o, Op) for o in outputs):
+                        raise self.error(statement, "a graph returns values of its own only")
+                    return Graph(inputs, tuple(nodes), outputs, fn.name)
                 case ast.Expr(value=ast.Constant(value=str())):
                     pass  # a docstring
                 case _:
                     raise self.error(statement, "not a graph statement")
         raise self.error(fn, f"{fn.name} returns nothing")
 
+    def inputs(self, fn: ast.FunctionDef) -> tuple[Input, ...]:
+        args = fn.args
+        if args.posonlyargs or args.kwonlyargs or args.vararg or args.kwarg or args.defaults:
+            raise self.error(fn, "inputs are plain names with types")
+        for a in args.args:
+            if a.annotation is None:
+                raise self.error(a, f"input {a.arg} has no type")
+            if isinstance(a.annotation, ast.Name) and a.annotation.id == "number":
+                self.reals |= {a.arg}
+        found = []
+        for a in args.args:
+            node = Input(a.arg, parse_type(a.annotation, self.reals))  # type: ignore[arg-type]
+            self.values[a.arg] = node
+            found.append(node)
+            own = {node.symbol} if isinstance(node.of, Number) else _free(node.of)
+            self.sizes |= {s.name for s in own}
+        return tuple(found)
+
     def node(self, call: ast.Call, declared: Type | None) -> Op:
         target = ast.unparse(call.func)
-        args = [self.value(a, None) for a in call.args]
-        kwargs: dict[str, Any] = {}
-        cls = OPS.get("aten") if "." in target else find_op(target)
-        if cls is None:
-            raise self.error(call, f"unknown op {target!r}")
-        kinds = {f.name: f.kind for f in cls.fields}
-        for k in call.keywords:
-            if k.arg is None:
-                raise self.error(call, "** is not allowed in a graph")
-            kwargs[k.arg] = self.value(k.value, kinds.get(k.arg))
-        if cls is Weight:
-            node: Op = Weight(*args, of=declared, **kwargs)
-            object.__setattr__(node, "data", self.weights.get(node.key))  # type: ignore[attr-defined]
-        elif "." in target:
-            node = cls(target, tuple(args), tuple(kwargs.items()), of=declared)
-        else:
-            unknown = kwargs.keys() - kinds.keys()
-            if unknown:
-                fix = nearest(min(unknown), kinds)
-                raise self.error(call, f"{target} has no field {min(unknown)!r}", fix)
-            if any(f.kind == "type" for f in cls.fields):
-                kwargs["of"] = declared
-            try:
-                node = cls(*args, **kwargs)
-            except TypeError as e:
-                raise self.error(call, f"{target}: {e}") from e
-            except OpError as e:
-                e.where = e.where or f"line {call.lineno}: {self.lines[call.lineno - 1].strip()}"
-                raise
+        try:
+            node = self.make(call, target, declared)
+        except OpError as e:
+            e.where = e.where or self.at(call)
+            raise
         if declared is not None and type_text(node.type) != type_text(declared):
             raise self.error(
                 call, f"{target} gives {type_text(node.type)}, declared {type_text(declared)}"
             )
         return node
 
-    def value(self, node: ast.expr, kind: str | None) -> Any:
+    def make(self, call: ast.Call, target: str, declared: Type | None) -> Op:
+        if any(k.arg is None for k in call.keywords):
+            raise self.error(call, "** is not allowed in a graph")
+        cls = find_op("aten" if "." in target else target)
+        if "." in target:
+            args = tuple(self.value(a, None) for a in call.args)
+            kwargs = tuple((k.arg, self.value(k.value, None)) for k in call.keywords)
+            values: dict[str, Any] = {"target": target, "args": args, "kwargs": kwargs}
+        else:
+            values = self.fields(call, target, cls)
+        if any(f.kind == "type" for f in cls.fields):
+            if declared is None:
+                raise self.error(call, f"{target} must be given a type, `name: type = ...`")
+            values["of"] = declared
+        try:
+            node = cls(**values)
+        except OpError:
+            raise
+        except Exception as e:  # whatever infer stumbles over, it is the text that is wrong
+            raise self.error(call, f"{target}: {e}") from e
+        if isinstance(node, Weight):
+            object.__setattr__(node, "data", self.weights.get(node.key))
+        return node
+
+    def fields(self, call: ast.Call, target: str, cls: type[Op]) -> dict[str, Any]:
+        known = {f.name: f for f in cls.fields if f.kind != "type"}
+        if len(call.args) > len(known):
+            raise self.error(call, f"{target} takes {len(known)} arguments, not {len(call.args)}")
+        given = dict(zip(known, call.args, strict=False))
+        for k in call.keywords:
+            name = str(k.arg)
+            if name not in known:
+                raise self.error(call, f"{target} has no field {name!r}", nearest(name, known))
+            if name in given:
+                raise self.error(call, f"{target}: {name} is given twice")
+            given[name] = k.value
+        return {name: self.value(v, known[name]) for name, v in given.items()}
+
+    def value(self, node: ast.expr, f: Field | None) -> Any:
+        """The value of an argument of field `f`; None: an argument of a generic op."""
         match node:
-            case ast.Name(id=name) if kind == "region":
-                if name not in self.bodies:
-                    raise self.error(node, f"no region {name!r} above this line")
-                return self.bodies[name]
-            case ast.Name(id=name) if name in self.values and not self._is_symbol(name):
-                return self.values[name]
-            case ast.Name(id=("inf" | "nan") as name):
-                return float(name)
+            case ast.Name(id=name):
+                return self.named(node, name, f)
+            case ast.Tuple(elts=elts):
+                return tuple(self.value(e, f) for e in elts)
+            case ast.Constant(value=None | bool() | int() | float() | complex() | str() as value):
+                return value
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+                return -value
             case ast.UnaryOp(op=ast.USub(), operand=ast.Name(id="inf")):
                 return float("-inf")
-            case ast.Name(id=name) if name in DTYPES:
-                return DTYPES[name]
-            case ast.Name(id=name) if name in LAYOUTS:
-                return LAYOUTS[name]
             case ast.Attribute(value=ast.Name(id="torch"), attr=attr):
-                return getattr(torch, attr)
+                found = getattr(torch, attr, None)
+                if isinstance(found, (torch.dtype, torch.layout, torch.memory_format)):
+                    return found
+                raise self.error(node, f"torch.{attr} is not an element type or memory format")
             case ast.Call(func=ast.Name(id="device"), args=[ast.Constant(value=str() as name)]):
                 return torch.device(name)
-            case ast.Tuple(elts=elts):
-                return tuple(self.value(e, None) for e in elts)
-            case ast.Constant(value=value):
-                return value
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)):
-                return -value
-            case ast.BinOp(op=ast.Add() | ast.Sub()) if "j" in ast.unparse(node):
-                return complex(ast.literal_eval(node))
+            case ast.Call(func=ast.Name(id="complex"), args=[real, imag]):
+                return complex(self.value(real, f), self.value(imag, f))
             case ast.Subscript() | ast.BinOp(op=ast.MatMult()):
                 return parse_type(node, self.reals)
-        known = set(re.findall(r"[A-Za-z_]\w*", ast.unparse(node)))
-        bad = {n for n in known if n in self.values and not self._is_symbol(n)}
-        if bad:
-            raise self.error(node, f"{min(bad)} is a tensor, not a size")
+        return self.size(node)
+
+    def named(self, node: ast.Name, name: str, f: Field | None) -> Any:
+        if f is not None and f.kind == "region":
+            if name not in self.bodies:
+                raise self.error(node, f"no region {name!r} above this line")
+            return self.bodies[name]
+        value = self.values.get(name)
+        number = isinstance(value, Input) and isinstance(value.of, Number)
+        if value is not None and (f is None or f.kind == "operand"):
+            if not number or (f is not None and "Operand" not in f.words):
+                return value
+        if name in ("inf", "nan"):
+            return float(name)
+        return DTYPES.get(name) or LAYOUTS.get(name) or self.size(node)
+
+    def size(self, node: ast.expr) -> Any:
+        called = {n.func for n in ast.walk(node) if isinstance(n, ast.Call)}
+        for n in ast.walk(node):
+            if isinstance(n, ast.Name) and n not in called and n.id not in self.sizes:
+                if n.id in self.values:
+                    raise self.error(node, f"{n.id} is a tensor, not a size")
+                known = self.sizes | self.values.keys()
+                raise self.error(node, f"undefined name {n.id!r}", nearest(n.id, known))
         return parse_dim(node, self.reals)
 
-    def _is_symbol(self, name: str) -> bool:
-        return isinstance(self.values[name].type, Number)
+    def at(self, node: Any) -> str:
+        return f"line {node.lineno}: {self.lines[node.lineno - 1].strip()}"
 
     def error(self, node: Any, what: str, fix: str | None = None) -> ParseError:
-        line = self.lines[node.lineno - 1].strip()
-        return ParseError(what, where=f"line {node.lineno}: {line}", fix=fix)
+        return ParseError(what, where=self.at(node), fix=fix)
 
 
+_OUTPUT = Field("return", "operand", None)

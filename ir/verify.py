@@ -1,6 +1,6 @@
 """The verifier: what every graph must be, checked after each pass in tests and on request.
 
-1. Inputs are distinct Input nodes with distinct names.
+1. Inputs are distinct Input nodes with distinct names, none of them the name of a size.
 2. Every operand of a node is an input or an earlier node; no node appears twice.
 3. Every output is an input or a node of the graph.
 4. The type a node carries is what its op infers from its operands.
@@ -28,11 +28,19 @@ def verify(graph: Graph, known: frozenset[sympy.Symbol] = frozenset()) -> Graph:
     seen: set[Op] = set()
     keys: set[str] = set()
     for i in graph.inputs:
-        if not isinstance(i, Input) or i.key in keys:
-            raise VerifyError(f"{graph.name}: input {i!r} is not an input or its name is taken")
+        if not isinstance(i, Input):
+            raise VerifyError(f"{graph.name}: {i!r} stands among the inputs")
+        if i.key in keys:
+            raise VerifyError(f"{graph.name}: two inputs are called {i.key!r}")
         keys.add(i.key)
         seen.add(i)
     symbols = known | input_symbols(graph)
+    for i in graph.inputs:
+        if i.key in {s.name for s in graph.free_symbols}:
+            raise VerifyError(f"{graph.name}: {i.key!r} names an input and a size")
+        if _free(i.of) - symbols:
+            given = f"{graph.name}: input {i.key} is {type_text(i.of)}"
+            raise VerifyError(given, why=_unread(_free(i.of) - symbols))
     for node in graph.nodes:
         why = _problem(node, seen, symbols)
         if why:
@@ -70,7 +78,7 @@ def _problem(node: Op, seen: set[Op], symbols: frozenset[sympy.Symbol]) -> str |
             return f"operand {operand!r} is not computed before it"
     unknown = (node.symbols | _free(node.type)) - symbols
     if unknown:
-        return f"size {min(map(str, unknown))} cannot be read off the inputs"
+        return _unread(unknown)
     try:
         inferred = node.infer()
     except OpError as e:
@@ -89,10 +97,14 @@ def _problem(node: Op, seen: set[Op], symbols: frozenset[sympy.Symbol]) -> str |
     return None
 
 
+def _unread(symbols: frozenset[sympy.Symbol] | set[sympy.Symbol]) -> str:
+    return f"size {min(map(str, symbols))} cannot be read off the inputs"
+
+
 def _line(graph: Graph, node: Op) -> str:
     try:
         return node_text(graph, node)
-    except KeyError:  # an operand is missing from the graph, which is what we are reporting
+    except (KeyError, ValueError):  # an operand is missing from the graph, which is what we are reporting
         return repr(node)
 
 

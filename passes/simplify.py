@@ -257,7 +257,7 @@ class DropIdentity(ExactRule):
             return no("it moves dimensions")
         if root.name == "slice" and (root.start != 0 or root.step != 1):
             return no("it starts at {} with step {}", root.start, root.step)
-        return yes
+        return needless_copy(m, x) if root.name == "to_layout" else yes
 
     def rewrite(self, op, m, x):
         return x
@@ -367,6 +367,22 @@ class SliceOfCat(ExactRule):
         return part
 
 
+def needless_copy(m: Match, x: Op) -> Answer:
+    """No caller sees whether the matched root has memory of its own."""
+    shown = shown_values(m.graph)
+    if m.root not in shown:
+        return yes
+    if x in m.graph.inputs:
+        return no("an output must not share memory with the input", at=x)
+    if x in m.graph.constants:
+        return no("an output must not share memory with a constant", at=x)
+    if viewed(x) is not None:
+        return no("an output must have packed memory of its own, x is a view", at=x)
+    if x in shown:
+        return no("x is also an output, and the two must not share memory", at=x)
+    return yes
+
+
 class DropCopy(ExactRule):
     """copy(x) => x, where no caller sees whose memory it is"""
 
@@ -374,18 +390,7 @@ class DropCopy(ExactRule):
         return op.copy(x)
 
     def legal(self, m, x):
-        shown = shown_values(m.graph)
-        if m.root not in shown:
-            return yes
-        if x in m.graph.inputs:
-            return no("an output must not share memory with the input", at=x)
-        if x in m.graph.constants:
-            return no("an output must not share memory with a constant", at=x)
-        if viewed(x) is not None:
-            return no("an output must have packed memory of its own, x is a view", at=x)
-        if x in shown:
-            return no("x is also an output, and the two must not share memory", at=x)
-        return yes
+        return needless_copy(m, x)
 
     def rewrite(self, op, m, x):
         return x

@@ -28,13 +28,15 @@ hypothesis.settings.load_profile("effc")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--update-golden", action="store_true", help="write tests/golden from what the tests see now"
+        "--update-golden",
+        action="store_true",
+        help="write tests/golden from what the tests see now",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
-        # Workers share the cores: one thread each, here and in what tests start. Before torch loads.
+        # Workers share the cores: one thread each, and in what tests start. Before torch loads.
         os.environ["OMP_NUM_THREADS"] = "1"
         return
     # Kernels are built once per run, for all workers, and never taken from an earlier run.
@@ -55,7 +57,7 @@ _CACHE = pytest.StashKey[str]()
 
 
 class Golden:
-    """Text a test expects, kept in a file. `assert text == golden`, or `golden("after")` for more."""
+    """Expected text, kept in a file: `assert text == golden`, or `== golden("after")` for more."""
 
     def __init__(self, path: Path, update: bool) -> None:
         self.path, self.update = path, update

@@ -12,7 +12,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-FREE = {"effc", "triton"}  # triton: CUDA builds of torch pin their own; pyproject.toml has the range
+FREE = {
+    "effc",
+    "triton",
+}  # triton: CUDA builds of torch pin their own; pyproject.toml has the range
 HEAD = """\
 # Exact versions that `make` installs; written by `make lock`.
 # torch is the CPU or the CUDA build, whichever pip finds; `make TORCH=torch==X` takes another.

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from effc.codegen.cpp.kernel import Kernel
-from effc.ir import Graph, Input, Item, Number, Op, Weight
+from effc.ir import Graph, Input, Item, Number, Op, Weight, row_major
 from effc.ir.rewrite import No
 from effc.ir.symbols import Dim
 from effc.ir.types import Tensor
 
 from ..base import Launch
+from .aliases import alias_root, consumers
 from .memory import Ref, Root, expanded, permuted, reshaped, sliced, whole
 from .sizes import Sizes
 
@@ -70,12 +72,14 @@ class Builder:
     names: Mapping[Op, str]
     origin: Mapping[Op, Op] = field(default_factory=dict)  # node -> the one that reports show
     escaping: frozenset[Op] = frozenset()  # values whose memory the caller gets to see
+    lowered: set[Op] = field(default_factory=set)
     steps: list[KernelCall | HostCall] = field(default_factory=list)
     roots: list[Root] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
     constants: dict[Op, Root] = field(default_factory=dict)
     values: dict[Op, Any] = field(default_factory=dict)  # Held, a tuple of them, or a number's slot
     slots: int = 0
+    shown_in: dict[int, Root] = field(default_factory=dict)  # slot -> the memory its tensor shows
     sizes: Sizes = field(default_factory=Sizes)
     equal: list[tuple[Dim, Dim]] = field(default_factory=list)
 
@@ -94,6 +98,7 @@ class Builder:
         root.first = root.last = len(self.steps)
         if kind != "arena":
             root.slot = self.new_slot()
+            self.shown_in[root.slot] = root
         self.roots.append(root)
         self.sizes.add((root.shape, root.strides, root.nbytes))
         return root
@@ -132,11 +137,11 @@ class Builder:
     def set_view(self, node: Op) -> None:
         """A view op: no step, only another way to walk the operand's memory."""
         source = self.held(node.operands[0])
-        ref = None if source.ref is None else self._viewed(node, source.ref)
+        ref = None if source.ref is None else self.viewed(node, source.ref)
         self.sizes.add(ref and (ref.shape, ref.strides, ref.offset))
         self.values[node] = Held(node, source.root, ref, view_of=source)
 
-    def _viewed(self, node: Any, x: Ref) -> Ref | None:
+    def viewed(self, node: Any, x: Ref) -> Ref | None:
         match node.name:
             case "reshape":
                 return reshaped(x, node.to)
@@ -170,16 +175,17 @@ class Builder:
         if held.ref is None:
             assert held.view_of is not None
             source = self._ref(held.view_of)
-            held.ref = self._viewed(held.node, source) or self._copied(held, source)
+            held.ref = self.viewed(held.node, source) or self.repacked(held.node, source)
             held.root = held.ref.root
         return held.ref
 
-    def _copied(self, held: Held, source: Ref) -> Ref:
+    def repacked(self, node: Op, source: Ref) -> Ref:
+        """The value of a reshape that strides cannot say: a copy in logical order."""
         from .movers import copy_into
 
-        t = held.node.tensor
-        root = self.own(held.node, t.with_(shape=source.shape))
-        copy_into(self, held.node, whole(root), source, note="packed for a reshape")
+        t = node.tensor
+        root = self.own(node, t.with_(shape=source.shape, layout=row_major))
+        copy_into(self, node, whole(root), source, note="packed for a reshape")
         ref = reshaped(whole(root), t.shape)
         assert ref is not None
         self.sizes.add((ref.shape, ref.strides))
@@ -211,6 +217,7 @@ class Builder:
         assert held.view_of is not None
         source = self._tensor(held.view_of)
         held.slot = self.new_slot()
+        self.shown_in[held.slot] = held.root
         self._uses(held.root)
         make = view_call(self, held.node, source, held.slot)
         self.host("view", held.node.name, held.node, make, (source,))
@@ -277,3 +284,16 @@ class Builder:
 
     def is_constant(self, node: Op) -> bool:
         return node in self.graph.constants or isinstance(node, Weight)
+
+    def free_after(self, value: Op, node: Op) -> bool:
+        """Nobody reads the value's memory after `node`, which may overwrite it."""
+        memory = alias_root(value)
+        root = self.held(value).root
+        ours = root.kind == "arena" or (root.kind == "dynamic" and root.owned)
+        if not ours or root.pinned or memory in self.escaping:
+            return False
+        return all(c is node or c in self.lowered for c in self._consumers.get(memory, ()))
+
+    @cached_property
+    def _consumers(self) -> dict[Op, list[Op]]:
+        return consumers(self.graph)

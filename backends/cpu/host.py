@@ -31,6 +31,8 @@ def fallback(b: Builder, node: Op, reason: No | None) -> None:
     slots = b.reads(*node.operands)
     results = node.type if isinstance(node.type, tuple) else (node.type,)
     pins = {h.root for o in node.operands if hasattr(h := b.held(o), "root")}
+    for pin in pins:
+        pin.pinned = True
     roots = []
     for t in results:
         assert isinstance(t, Tensor)

@@ -35,7 +35,7 @@ class Root:
     number: int = -1  # of its address in the table that native calls read
     read_by_kernels: bool = False
     owned: bool = True  # nobody else holds this memory: a later kernel may overwrite it
-    fresh: bool = True  # surely shares memory with nothing else
+    pinned: bool = False  # a fallback may have given a result that shows it
     first: int = 0  # steps between which the contents matter
     last: int = 0
     pins: set[Root] = field(default_factory=set)  # roots whose memory this one may show

@@ -54,6 +54,8 @@ def compile_exprs(
     exprs: tuple[sympy.Basic, ...],
 ) -> Callable[[Mapping[sympy.Symbol, Any]], tuple[Any, ...]]:
     """One function of the symbols' values for all expressions."""
+    if not exprs:
+        return lambda env: ()
     symbols = sorted({s for e in exprs for s in e.free_symbols}, key=str)
     texts, rest = [], {}
     known: dict[str, Any] = dict(_KNOWN)
@@ -76,7 +78,7 @@ def compile_exprs(
         slow = {i: evaluate(e, env) for i, e in rest.items()}
         return function(slow, *(env[s] for s in symbols))
 
-    return run if exprs else lambda env: ()
+    return run
 
 
 class Numbers:

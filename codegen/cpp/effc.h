@@ -7,7 +7,9 @@
 //
 // The code is written for -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast. Never add
 // -ffast-math: infinities, NaN and signed zeros mean here what they mean in torch.
-#pragma once
+// A guard that a precompiled header keeps; it forgets #pragma once.
+#ifndef EFFC_H
+#define EFFC_H
 
 #include <float.h>
 #include <math.h>
@@ -39,3 +41,5 @@
 #include "effc_activations.h"
 #include "effc_parallel.h"
 // clang-format on
+
+#endif

@@ -35,7 +35,7 @@ EFFC_INLINE T gelu(T x) {  // x/2 (1 + erf(x / sqrt 2))
 template <class T>
 EFFC_INLINE T gelu_tanh(T x) {
   // 1 + tanh(u) = 2 sigmoid(2u): one exp, and no cancellation for negative x
-  const T u = x * (T(1.5957691216057307) + T(0.07135481282553555) * x * x);
+  const T u = x * (T(1.5957691216057307) + T(0.071354816272600249) * x * x);
   return x / (T(1) + detail::exp_unit(-u));
 }
 

@@ -55,13 +55,13 @@ def render(template: str, **holes: Any) -> str:
 
 
 def kernel(
-    kind: str, template: str, *, pointers: int, numbers: int, comment: Iterable[str] = (),
-    **holes: Any,
+    kind: str, template: str, *, pointers: int, numbers: Sequence[str],
+    comment: Iterable[str] = (), **holes: Any,
 ) -> Kernel:  # fmt: skip
     """Fill a template; the name is the kind and a hash of the text."""
-    body = tidy(render(template, **holes))
+    body = tidy(render(template, numbers=numbers, **holes))
     digest = hashlib.blake2b(body.encode(), digest_size=4).hexdigest()
-    return Kernel(f"{kind}_{digest}", body, tuple(comment), pointers, numbers)
+    return Kernel(f"{kind}_{digest}", body, tuple(comment), pointers, len(numbers))
 
 
 def tidy(text: str) -> str:

@@ -3,11 +3,9 @@
 import ctypes
 import errno
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 
 import pytest
@@ -15,15 +13,21 @@ import pytest
 from effc.codegen import build as building
 from effc.codegen import store
 from effc.codegen.build import BuildError, Library, Unit, build, build_many, explain_miss
-from effc.codegen.openmp import mapped_runtimes
 from effc.codegen.toolchain import MissingToolchain, find_toolchain
 
 SOURCE = 'extern "C" int answer() { return 42; }\n'
 
 
+@pytest.fixture(scope="module")
+def toolchains(tmp_path_factory):
+    return tmp_path_factory.mktemp("toolchains")
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache of its own, and nothing remembered from other tests."""
+def cache(tmp_path, monkeypatch, toolchains):
+    """A cache of its own, apart from what is known of the compiler; nothing is remembered."""
+    (tmp_path / "cache" / "v1").mkdir(parents=True)
+    (tmp_path / "cache" / "v1" / "toolchain").symlink_to(toolchains)
     monkeypatch.setenv("EFFC_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(building, "_loaded", {})
     return tmp_path / "cache"
@@ -43,34 +47,37 @@ def entry_file(library, name):
     return library.path.parent / name
 
 
-def slow_compiler(folder, seconds, log):
-    """A compiler that writes half of its output, waits, and then does its work."""
-    path = folder / "slow-cxx"
-    path.write_text(
-        textwrap.dedent(f"""\
-            #!/bin/sh
-            case "$*" in *kernel.o*)
-                echo start >> {log}; echo half > kernel.o; sleep {seconds};;
-            esac
-            exec {find_toolchain().path} "$@"
-        """)
-    )
+def compiler_that(path, does):
+    """A script that compiles after what the shell text `does`; $real is the real compiler."""
+    path.write_text(f"#!/bin/sh\nreal={find_toolchain().path}\n{does}\n")
     path.chmod(0o755)
     return str(path)
 
 
-def in_process(**env):
-    code = (
-        "import ctypes; from effc.codegen.build import build;"
-        f"lib = build({SOURCE!r}); f = lib.function('answer', restype=ctypes.c_int);"
-        "print(f(), lib.built, flush=True)"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **env},
-    )
+def slow_compiler(path, seconds, log):
+    """Writes half of its output, waits, and then does its work."""
+    wait = f"echo start >> {log}; echo half > kernel.o; sleep {seconds}"
+    return compiler_that(path, f'case "$*" in *"-c kernel.cpp"*) {wait};; esac\nexec $real "$@"')
+
+
+class Child:
+    """Another process, forked so that it need not import torch again."""
+
+    def __init__(self, work):
+        fork = multiprocessing.get_context("fork")
+        self.said, said = fork.Pipe(duplex=False)
+        self.process = fork.Process(target=lambda: said.send(work()))
+        self.process.start()
+        said.close()
+
+    def result(self, seconds=60):
+        assert self.said.poll(seconds)
+        return self.said.recv()
+
+
+def build_in_child():
+    library = fresh(SOURCE)
+    return answer(library), library.built
 
 
 def wait_for(condition, seconds=60):
@@ -163,48 +170,42 @@ def test_no_compiler_is_a_build_error_with_the_fix(tmp_path, monkeypatch):
     assert caught.value.why == missing.reason and caught.value.fix == missing.fix
 
 
-def test_two_processes_build_once(cache, tmp_path):
+def test_two_processes_build_once(tmp_path, monkeypatch):
     log = tmp_path / "log"
-    cxx = slow_compiler(tmp_path, 1.0, log)
-    both = [in_process(CXX=cxx), in_process(CXX=cxx)]
-    said = sorted(p.communicate(timeout=120)[0].strip() for p in both)
-    assert said == ["42 False", "42 True"]
+    monkeypatch.setenv("CXX", slow_compiler(tmp_path / "slow-cxx", 1, log))
+    children = [Child(build_in_child), Child(build_in_child)]
+    assert sorted(child.result() for child in children) == [(42, False), (42, True)]
     assert log.read_text() == "start\n"
 
 
-def test_a_killed_build_leaves_nothing_in_the_way(cache, tmp_path):
+def test_a_killed_build_leaves_nothing_in_the_way(cache, tmp_path, monkeypatch):
     log = tmp_path / "log"
-    cxx = slow_compiler(tmp_path, 5, log)
-    victim = in_process(CXX=cxx)
+    monkeypatch.setenv("CXX", slow_compiler(tmp_path / "slow-cxx", 3, log))
+    victim = Child(build_in_child)
     wait_for(log.exists)
-    victim.kill()
-    victim.wait()
+    victim.process.kill()
+    victim.process.join()
     assert not list((cache / "v1").glob("objects/*/*"))
     assert len(list((cache / "v1" / "tmp").iterdir())) == 1
-    log.unlink()
-    (tmp_path / "slow-cxx").write_text((tmp_path / "slow-cxx").read_text().replace("sleep 5", ":"))
-    said, _ = in_process(CXX=cxx).communicate(timeout=120)
-    assert said.strip() == "42 True"
+    monkeypatch.delenv("CXX")
+    assert Child(build_in_child).result() == (42, True)
     assert not list((cache / "v1" / "tmp").iterdir())
 
 
-def test_ctrl_c_ends_compilers_and_leaves_the_cache_clean(cache, tmp_path):
+def test_ctrl_c_ends_compilers_and_leaves_the_cache_clean(cache, tmp_path, monkeypatch):
     log = tmp_path / "log"
-    cxx = slow_compiler(tmp_path, 60, log)
-    code = (
-        "from effc.codegen.build import *\n"
-        "try: build_many([Unit(f'int x{i};') for i in range(4)], jobs=2)\n"
-        "except KeyboardInterrupt: print('interrupted')"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "CXX": cxx},
-    )
+    monkeypatch.setenv("CXX", slow_compiler(tmp_path / "slow-cxx", 60, log))
+
+    def work():
+        try:
+            build_many([Unit(f"int x{i};") for i in range(4)], jobs=2)
+        except KeyboardInterrupt:
+            return "interrupted"
+
+    child = Child(work)
     wait_for(lambda: log.exists() and log.read_text().count("start") == 2)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30)[0].strip() == "interrupted"
+    os.kill(child.process.pid, signal.SIGINT)
+    assert child.result() == "interrupted"
     assert log.read_text().count("start") == 2
     assert not list((cache / "v1" / "tmp").iterdir())
     assert not list((cache / "v1").glob("objects/*/*"))
@@ -238,12 +239,9 @@ def test_a_cache_that_cannot_be_written_falls_back_with_a_note(cache, monkeypatc
 
 
 def test_a_disk_that_fills_while_compiling_falls_back(cache, tmp_path, monkeypatch):
-    full = tmp_path / "full-cxx"
     say = "echo 'kernel.o: No space left on device' >&2; exit 1"
-    cxx = find_toolchain().path
-    full.write_text(f'#!/bin/sh\ncase "$PWD" in {cache}/*) {say};; esac\nexec {cxx} "$@"\n')
-    full.chmod(0o755)
-    monkeypatch.setenv("CXX", str(full))
+    does = f'case "$PWD" in {cache}/*) {say};; esac\nexec $real "$@"'
+    monkeypatch.setenv("CXX", compiler_that(tmp_path / "full-cxx", does))
     library = build(SOURCE)
     assert answer(library) == 42 and [note.kind for note in library.notes] == ["full"]
 
@@ -256,12 +254,8 @@ def test_a_read_only_cache_still_gives_what_it_holds(cache, monkeypatch):
 
 def test_build_many_keeps_order_and_limits_compilers(tmp_path, monkeypatch):
     log = tmp_path / "log"
-    path = tmp_path / "counting-cxx"
-    path.write_text(
-        f'#!/bin/sh\necho + >> {log}\n{find_toolchain().path} "$@"\nr=$?\necho - >> {log}\nexit $r\n'
-    )
-    path.chmod(0o755)
-    monkeypatch.setenv("CXX", str(path))
+    does = f'echo + >> {log}\n$real "$@"\nr=$?\necho - >> {log}\nexit $r'
+    monkeypatch.setenv("CXX", compiler_that(tmp_path / "counting-cxx", does))
     find_toolchain()
     log.write_text("")
     units = [Unit(SOURCE.replace("42", str(i)), f"k{i}") for i in range(6)]
@@ -282,12 +276,9 @@ def test_build_many_reports_every_failure():
 
 
 def test_a_header_that_cannot_be_precompiled_is_only_slow(tmp_path, monkeypatch):
-    path = tmp_path / "no-pch-cxx"
-    cxx = find_toolchain().path
     say = "echo 'error: no headers today' >&2; exit 1"
-    path.write_text(f'#!/bin/sh\ncase "$*" in *c++-header*) {say};; esac\nexec {cxx} "$@"\n')
-    path.chmod(0o755)
-    monkeypatch.setenv("CXX", str(path))
+    does = f'case "$*" in *c++-header*) {say};; esac\nexec $real "$@"'
+    monkeypatch.setenv("CXX", compiler_that(tmp_path / "no-pch-cxx", does))
     library = build('#include "effc.h"\n' + SOURCE)
     assert answer(library) == 42 and [note.kind for note in library.notes] == ["no-pch"]
 
@@ -299,6 +290,8 @@ def test_the_precompiled_header_is_used(cache, tmp_path):
     with pytest.raises(BuildError) as caught:
         build('#include "effc.h"\nint x = y;', flags=flags)
     assert "! " in caught.value.output and "effc.h.gch" in caught.value.output
+    twice = '#include "effc.h"\n#include "effc.h"\n' + SOURCE
+    assert answer(build(twice, flags=["-O0"])) == 42
 
 
 def test_an_old_unfinished_entry_is_swept(cache):
@@ -316,20 +309,6 @@ def test_the_manifest_holds_the_parts_of_the_key():
     assert set(manifest["parts"]) == {"source", "header", "compiler", "flags", "openmp"}
     assert set(manifest["files"]) == {"kernel.cpp", "kernel.so"}
     assert manifest["files"]["kernel.so"][0] == len(library.read())
-
-
-def test_loading_brings_no_second_openmp():
-    before = mapped_runtimes()
-    source = (
-        '#include "effc.h"\nEFFC_EXPORT int64_t count(int64_t n, int t) { int64_t c = 0;\n'
-        "#pragma omp parallel for reduction(+ : c) num_threads(t)\n"
-        "for (int64_t i = 0; i < n; ++i) c += i;\nreturn c; }\n"
-    )
-    count = build(source, flags=["-O1"]).function(
-        "count", ctypes.c_int64, ctypes.c_int, restype=ctypes.c_int64
-    )
-    assert count(1000, 2) == 499500
-    assert mapped_runtimes() == before
 
 
 def test_a_library_can_be_loaded_from_a_file(tmp_path):

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
+from torch import nn
+
 from effc.aliasing import overlapping
 from effc.capture import Captured, Refusal, capture_dynamo, capture_exported, origin
-from torch import nn
 
 
 def run_captured(captured: Captured, args=()) -> list:
@@ -98,7 +99,7 @@ def rand(*shape):
     return torch.rand(*shape) * 2 - 1
 
 
-# ------------------------------------------------------------------------------------- whole operators
+# ---------------------------------------------------------------------------------- whole operators
 
 X, S, Q = rand(2, 4, 8, 8), rand(2, 6, 8), rand(2, 2, 6, 8)
 WHOLE = {
@@ -157,7 +158,7 @@ def test_operators_that_torch_itself_takes_apart():
     assert operators(compiled(layer, S)) == ["_transformer_encoder_layer_fwd"]
 
 
-# ------------------------------------------------------------------------------------ inputs and names
+# --------------------------------------------------------------------------------- inputs and names
 
 
 class Net(nn.Module):
@@ -218,6 +219,19 @@ def test_two_modules_keep_their_own_names():
         ("weight", "second.weight"),
         ("weight", "second.bias"),
     }
+
+
+def test_tensors_that_a_module_only_holds_are_user_inputs():
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.held = [rand(3), {"a": rand(3)}]
+            torch._dynamo.mark_static_address(self.held[0])
+
+        def forward(self, x):
+            return x + self.held[0] + self.held[1]["a"]
+
+    assert {kind for kind, _ in kinds(compiled(Holder(), rand(3)))} == {"user"}
 
 
 def test_closed_over_tensor_is_a_user_input():
@@ -402,7 +416,7 @@ def test_overlapping():
     assert not overlapping([rand(2), base, base.t()], written=[0])
 
 
-# ------------------------------------------------------------------------- gradients, autocast, random
+# ---------------------------------------------------------------------- gradients, autocast, random
 
 
 def test_training_is_refused():
@@ -503,6 +517,7 @@ def test_ambient_autocast_becomes_casts():
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_autocast_that_changes_nothing_is_left_out():
     def regions(x, w):
         with torch.autocast("cpu", enabled=False):
@@ -517,7 +532,11 @@ def test_random_numbers_come_in_the_same_order():
     def noisy(x):
         torch.rand(3)  # unused, but it moves the generator
         y = F.dropout(x, 0.3, training=True) + torch.randn_like(x)
-        return y, torch.bernoulli(x.sigmoid()), torch.randint(0, 9, (3,)), F.rrelu(x, training=True)
+        weights = torch.empty(4).exponential_().log_normal_(0.1).uniform_(0.1, 1)
+        picked = torch.multinomial(weights, 2), torch.randperm(5), torch.randint(0, 9, (3,))
+        attended = F.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.5)
+        dropped = F.alpha_dropout(x, 0.5, True), F.dropout2d(x[None, None], 0.5, True)
+        return y, torch.bernoulli(x.sigmoid()), picked, attended, dropped, F.rrelu(x, training=True)
 
     captured = compiled(noisy, rand(4, 5))
     assert [node.target for node in captured.effects] == [torch.ops.aten.rand.default]
@@ -535,7 +554,7 @@ def test_assertion_of_the_user_is_kept():
         run_captured(captured, [rand(3) + 10])
 
 
-# ------------------------------------------------------------------------------------ regions, refusals
+# -------------------------------------------------------------------------------- regions, refusals
 
 
 def test_regions_are_inlined():
@@ -623,6 +642,10 @@ def test_sizes_from_data_are_refused_with_their_line():
         refusal = compiled(fn, rand(3).abs())
         line = fn.__code__.co_firstlineno + 1
         assert (refusal.kind, refusal.where) == ("unbacked-size", f"test_capture.py:{line}")
+
+
+def test_operators_that_ask_for_an_effect_token():
+    assert operators(compiled(torch.linalg.inv, torch.eye(3))) == ["linalg_inv"]
 
 
 def test_other_tensors():
@@ -803,7 +826,7 @@ def test_exported_program_with_sizes_from_data():
     assert refusal.kind == "unbacked-size" and refusal.where.startswith("test_capture.py:")
 
 
-# -------------------------------------------------------------------------------------------- origins
+# ------------------------------------------------------------------------------------------ origins
 
 
 class Inner(nn.Module):

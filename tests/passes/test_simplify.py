@@ -143,9 +143,12 @@ def test_nothing_to_do_is_the_same_graph(run):
 
 
 def test_layouts_are_kept(run):
-    ran = run(program("a = to_layout(x, layout=channels_last); y = to_layout(a, layout=row_major)",
-                      args="x: f32[1, 2, 3, 4]"), "simplify")  # fmt: skip
-    assert ran.body == "return x,"
+    there, back = "a = to_layout(x, layout=channels_last)", "b = to_layout(a, layout=row_major)"
+    ran = run(program(f"{there}; {back}; y = exp(b)", args="x: f32[1, 2, 3, 4]"), "simplify")
+    assert ran.body == "y0: f32[1, 2, 3, 4] = exp(x)\nreturn y0,"
+    ran = run(program("y = to_layout(x, layout=row_major)", args="x: f32[1, 2]"), "simplify")
+    assert ran.unchanged  # torch's contiguous(): a caller may write into it
+    assert ran.reasons("DropIdentity") == ["an output must not share memory with the input"]
 
 
 def test_parse_of_the_result(run):

@@ -1,0 +1,40 @@
+"""Which values are one memory: view ops lead from a value to the one it shows."""
+
+from __future__ import annotations
+
+from effc.ir import Graph, Item, Op
+
+
+def viewed(node: Op) -> Op | None:
+    """The value whose memory the node shows, one step; None where it has its own."""
+    if isinstance(node, Item) and not node.x.view:
+        return None  # results of one op are distinct, unless the op itself is a view
+    return node.operands[0] if node.view and node.operands else None
+
+
+def alias_root(node: Op) -> Op:
+    """The value, input or weight whose memory the node may show."""
+    while (source := viewed(node)) is not None:
+        node = source
+    return node
+
+
+def escaping(graph: Graph) -> frozenset[Op]:
+    """Values whose memory the caller gets to see: outputs and what they are views of."""
+    found: set[Op] = set()
+    for output in graph.outputs:
+        node: Op | None = output
+        while node is not None and node not in found:
+            found.add(node)
+            node = viewed(node)
+    return frozenset(found)
+
+
+def consumers(graph: Graph) -> dict[Op, list[Op]]:
+    """Memory -> the nodes that read it, directly or through view ops, in program order."""
+    found: dict[Op, list[Op]] = {}
+    for node in graph.nodes:
+        if viewed(node) is None:
+            for operand in dict.fromkeys(map(alias_root, node.operands)):
+                found.setdefault(operand, []).append(node)
+    return found

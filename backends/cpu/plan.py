@@ -1,0 +1,114 @@
+"""A plan: the steps of a graph over memory, before any size or weight is known."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from effc.codegen.build import Library
+from effc.codegen.cpp.kernel import Kernel
+from effc.ir import Graph, Op
+from effc.ir.symbols import Dim
+
+from ..base import Launch
+from .builder import HostCall, KernelCall, Window
+from .memory import Root
+from .sizes import Sizes
+
+BIG = 1 << 16  # bytes from which a torch tensor is let go after its last use, not after the call
+
+
+@dataclass(eq=False)
+class Plan:
+    graph: Graph
+    steps: list[KernelCall | HostCall]
+    roots: list[Root]
+    windows: list[Window]
+    constants: dict[Op, Root]  # evaluated when weights are bound
+    inputs: list[Root | int]
+    outputs: list[int]  # slots
+    shared: list[int]  # outputs that a fallback may have given memory of something else
+    slots: int
+    shown_in: dict[int, Root]
+    sizes: Sizes
+    equal: list[tuple[Dim, Dim]]  # sizes that broadcasting takes to be equal
+
+    @cached_property
+    def numbered(self) -> list[Root]:
+        """Roots that kernels touch; their place here is their place in the table of addresses."""
+        used: dict[Root, None] = {}
+        for step in self.steps:
+            if isinstance(step, KernelCall):
+                used.update((ref.root, None) for ref in step.refs)
+        for number, root in enumerate(used):
+            root.number = number
+        return list(used)
+
+    @cached_property
+    def output_roots(self) -> list[Root]:
+        return [r for r in self.numbered if r.kind == "output"]
+
+    @cached_property
+    def kernels(self) -> dict[str, Kernel]:
+        """Distinct kernels by name, in order of first use."""
+        return {s.kernel.name: s.kernel for s in self.steps if isinstance(s, KernelCall)}
+
+    @cached_property
+    def launches(self) -> tuple[Launch, ...]:
+        rows, segment = [], -1
+        for _, group in self.segments():
+            if isinstance(group, HostCall):
+                rows.append(group.launch)
+                continue
+            segment += 1
+            rows += [replace(call.launch, segment=segment) for call in group]
+        return tuple(rows)
+
+    def segments(self) -> Iterator[tuple[int, HostCall | list[KernelCall]]]:
+        """Position and step; consecutive kernels together, because they are one native call."""
+        run: list[KernelCall] = []
+        for i, step in enumerate(self.steps):
+            if isinstance(step, KernelCall):
+                run.append(step)
+                continue
+            if run:
+                yield i - len(run), run
+                run = []
+            yield i, step
+        if run:
+            yield len(self.steps) - len(run), run
+
+    @cached_property
+    def drops(self) -> dict[int, list[int]]:
+        """Step -> slots of big torch tensors that nothing reads after it."""
+        found: dict[int, list[int]] = {}
+        for slot, root in self.shown_in.items():
+            big = not isinstance(root.nbytes, int) or root.nbytes >= BIG
+            if root.kind == "dynamic" and big and slot not in self.outputs:
+                found.setdefault(root.last, []).append(slot)
+        return found
+
+
+@dataclass(eq=False)
+class Program:
+    """A plan with its kernels built and loaded."""
+
+    plan: Plan
+    threads: int | None
+    libraries: list[Library] = field(default_factory=list)
+    runner: Library | None = None
+    owner: dict[str, Library] = field(default_factory=dict)  # kernel name -> its library
+
+    @cached_property
+    def run(self) -> Any:
+        assert self.runner is not None
+        return self.runner.function(
+            "effc_run", ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64
+        )
+
+    def address(self, kernel: Kernel) -> int:
+        function = getattr(self.owner[kernel.name].cdll, kernel.name)
+        return ctypes.cast(function, ctypes.c_void_p).value or 0

@@ -1,0 +1,93 @@
+"""From a graph to a plan: every node to its lowering, outputs to memory the caller may keep."""
+
+from __future__ import annotations
+
+from effc.ir import Graph, Input, Item, No, Op, Weight, no
+from effc.ir.types import Tensor
+
+from ..base import Options
+from . import fused, library, pointwise  # noqa: F401  (they register lowerings)
+from .aliases import alias_root, escaping
+from .builder import VIEWS, Builder, Held
+from .host import clone_call, fallback
+from .lowering import LOWERINGS, claim
+from .plan import Plan
+from .prepare import prepare
+
+
+def make_plan(graph: Graph, options: Options, without: No | None = None) -> Plan:
+    """without: why no kernel can be built here; then torch runs everything."""
+    prepared = prepare(graph, lambda n: without is None and bool(claim(n)))
+    graph = prepared.graph
+    b = Builder(graph, prepared.names, prepared.origin, escaping=escaping(graph))
+    inputs = [b.add_input(i) for i in graph.inputs]
+    for node in graph.nodes:
+        if node not in graph.constants:
+            lower(b, node, without)
+            b.lowered.add(node)
+    captured = options.captured or graph
+    outputs, shared = _outputs(b, captured)
+    return Plan(
+        graph, b.steps, b.roots, b.windows, b.constants, inputs, outputs, shared, b.slots,
+        b.shown_in, b.sizes, b.equal,
+    )  # fmt: skip
+
+
+def lower(b: Builder, node: Op, without: No | None) -> None:
+    """One node: a view, a kernel, a library routine, or ATen with the reason."""
+    if isinstance(node, Item):
+        b.values[node] = b.held(node.x)[node.index]
+        return
+    if node.name in VIEWS:
+        b.set_view(node)
+        return
+    answer = claim(node)
+    found = LOWERINGS.get(node.name)
+    if answer and found is not None:
+        if not found.native or without is None:
+            found.lower(b, node)
+            return
+        answer = without
+    fallback(b, node, answer if isinstance(answer, No) else no("not taken"))
+
+
+# ------------------------------------------------------------------ outputs
+
+
+def _key(node: Op) -> object:
+    """The same for an input or weight of two versions of a graph."""
+    return (type(node), node.key) if isinstance(node, (Input, Weight)) else node
+
+
+def _outputs(b: Builder, captured: Graph) -> tuple[list[int], list[int]]:
+    """Slots of the outputs, cloned where they would share memory and eager's would not."""
+    ours = [_key(alias_root(o)) for o in b.graph.outputs]
+    eager = [_key(alias_root(o)) for o in captured.outputs]
+    slots: list[int] = []
+    shared: list[int] = []
+    for i, node in enumerate(b.graph.outputs):
+        slot = b.tensor(node)
+        held = b.held(node)
+        if not isinstance(held, Held) or not isinstance(node.type, Tensor):
+            slots.append(slot)
+            continue
+        constant = alias_root(node) in b.graph.constants and not isinstance(
+            alias_root(node), Weight
+        )
+        given = isinstance(alias_root(node), (Input, Weight))
+        clash = any(ours[i] == ours[j] and eager[i] != eager[j] for j in range(i))
+        if constant or clash or (given and ours[i] != eager[i]):
+            made = b.new_slot()
+            b.host("copy", "clone", node, clone_call(slot, made), b.reads(node))
+            slots.append(made)
+            continue
+        if held.root.kind == "dynamic" and not held.root.owned and not given:
+            shared.append(i)
+        slots.append(slot)
+    for node in b.graph.outputs:
+        if isinstance(held := b.held(node), Held):
+            held.root.use(len(b.steps))
+    return slots, shared
+
+
+__all__ = ["lower", "make_plan"]

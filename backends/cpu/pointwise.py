@@ -1,0 +1,71 @@
+"""Pointwise nodes and regions: one loop nest each."""
+
+from __future__ import annotations
+
+from effc.codegen.cpp import scalar
+from effc.codegen.cpp.loops import Nest, Operand
+from effc.codegen.cpp.pointwise import pointwise
+from effc.ir import Op, no
+from effc.ir.ops.pointwise import Pointwise
+from effc.ir.rewrite import Answer
+
+from .builder import Builder
+from .lowering import lowers
+from .memory import Ref
+from .regions import Region, broadcast, check_body, layout_order, same_shapes
+
+POINTERS = 60  # the runner's table of addresses has 64 places
+
+
+def is_pointwise(node: Op) -> Answer:
+    """Whether the node can be computed element by element in our kernels."""
+    if not isinstance(node, Pointwise):
+        return no("{} is not pointwise", node.name, at=node)
+    return scalar.check(node)
+
+
+def check(node: Op) -> Answer:
+    region = Region.of(node)
+    if len(region.leaves) + len(region.outputs) > POINTERS:
+        return no("{} operands and results, {} fit", len(region.leaves), POINTERS, at=node)
+    return check_body(region, is_pointwise) and same_shapes(region)
+
+
+def lower(b: Builder, node: Op) -> None:
+    region = Region.of(node)
+    shape = region.outputs[0].shape
+    refs = region.refs(b)
+    leaves = {leaf: broadcast(b, ref, shape) for leaf, ref in refs.items()}
+    outs = in_place(b, node, region, list(leaves.values())) or b.results(node)
+    operands = [Operand(r.dtype, r.strides) for r in (*outs, *leaves.values())]
+    nest = Nest(shape, tuple(operands)).collapsed(layout_order(region.outputs[0].tensor))
+    made = pointwise(nest, list(leaves), region.computed(), region.outputs,
+                     comment=region.comment(b))  # fmt: skip
+    b.kernel(made.kernel, node, outs, list(leaves.values()), made.numbers)
+    if isinstance(node.type, tuple):
+        b.set_results(node, outs)
+    else:
+        b.set(node, outs[0])
+
+
+def in_place(b: Builder, node: Op, region: Region, refs: list[Ref]) -> list[Ref] | None:
+    """The memory of an operand that nobody needs any more, where the result fits exactly."""
+    if isinstance(node.type, tuple):
+        return None
+    t = node.tensor
+    for operand in region.operands:
+        ref = b.held(operand).ref
+        if ref is None or not b.free_after(operand, node) or not ref.whole:
+            continue
+        if (ref.shape, ref.strides) != (t.shape, t.strides) or ref.dtype != t.dtype:
+            continue
+        if any(r.root is ref.root and r.strides != ref.strides for r in refs):
+            continue  # also read in another order: it would be overwritten too early
+        if ref.root.kind == "arena" and node in b.escaping:
+            continue
+        return [ref]
+    return None
+
+
+for _name in scalar.EXPRESSIONS:
+    lowers(_name, check=check)(lower)

@@ -1,0 +1,289 @@
+"""The `effc` command. Each command imports what it needs when it runs: `doctor` needs no torch.
+
+Mistakes that effc names itself (EffcError) are printed without a traceback, exit code 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+from click import echo
+
+if TYPE_CHECKING:
+    from effc.ir import Graph
+    from effc.pipeline import Stage
+
+__all__ = ["cli", "main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `effc`."""
+    try:
+        cli.main(None if arguments is None else list(arguments), prog_name="effc")
+    except Exception as e:
+        errors = sys.modules.get("effc.ir.errors")  # not loaded: it is none of ours
+        if errors is None or not isinstance(e, errors.EffcError):
+            raise
+        echo(f"effc: {e}", err=True)
+        sys.exit(1)
+
+
+class _Commands(click.Group):
+    """An unknown command names the nearest one."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "see effc --help"
+            ctx.fail(f"unknown command {args[0]!r}: {hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="effc", message="effc %(version)s")
+def cli() -> None:
+    """effc, an efficiency compiler for PyTorch."""
+
+
+# ------------------------------------------------------------------ doctor
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def doctor(as_json: bool) -> None:
+    """What this machine can build and run, and the command that fixes what it cannot.
+
+    Exit code 0 unless effc cannot run at all.
+    """
+    from effc import doctor as room
+
+    found = room.examine()
+    if as_json:
+        _json(room.as_json(found))
+    else:
+        _show([room.as_table(found)])
+    sys.exit(0 if room.usable(found) else 1)
+
+
+# ------------------------------------------------------------------ passes
+
+
+@cli.command()
+@click.argument("name", required=False)
+def passes(name: str | None) -> None:
+    """List all passes, or show one with its options.
+
+    \b
+    Examples:
+      effc passes
+      effc passes simplify
+    """
+    from effc.listing import pass_list, pass_page
+
+    _show([pass_page(name)] if name else pass_list())
+
+
+# ------------------------------------------------------------------ opt
+
+
+@cli.command()
+@click.argument("file", type=click.File("r"), default="-")
+@click.option("-p", "--pipeline", required=True, help="Passes: 'simplify,fold-constants'.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write there, not to stdout.")
+@click.option("--verify", is_flag=True, help="Check the graph and its text after every pass.")
+@click.option("--measure", is_flag=True, help="Measure every pass's error, on random values.")
+@click.option("--diff", "as_diff", is_flag=True, help="Print what changed instead of the graph.")
+@click.option("--dump", type=click.Path(file_okay=False), help="Write every stage to this folder.")
+def opt(
+    file: IO[str], pipeline: str, output: str | None, verify: bool, measure: bool,
+    as_diff: bool, dump: str | None,
+) -> None:  # fmt: skip
+    """Apply passes to a graph in text form; counts go to stderr.
+
+    FILE is a stage of a dump or any graph text; - or nothing reads stdin.
+
+    \b
+    Examples:
+      effc opt out/000_capture.py -p simplify,eliminate-dead-code
+      effc opt out/000_capture.py -p fold-batch-norm --diff
+      cat graph.py | effc opt -p 'simplify' --measure -o simple.py
+    """
+    from effc.instruments import Dump, Verify
+    from effc.passes.base import Pipeline
+    from effc.pipeline import run_pipeline, stages_diff
+
+    chosen = Pipeline.parse(pipeline)
+    graph = _graph(file, fill=measure)
+    stages = run_pipeline(
+        graph, chosen, sample_inputs=_inputs(graph) if measure else None,
+        instruments=[*([Verify()] if verify else []), *([Dump(dump)] if dump else [])],
+    )  # fmt: skip
+    text = stages_diff(stages[0], stages[-1]) + "\n" if as_diff else stages[-1].text
+    if output:
+        _write(Path(output), text)
+    else:
+        echo(text, nl=False)
+    for stage in stages[1:]:
+        _say(stage)
+
+
+def _say(stage: Stage) -> None:
+    error = "" if stage.error is None else f", {stage.error}"
+    echo(f"{stage.name}: {stage.rewrites} rewrites, {stage.seconds * 1e3:.1f} ms{error}", err=True)
+    for rule in stage.rules:
+        if rule.hits:
+            echo(f"  {rule.hits} × {rule.rule}: {rule.title}", err=True)
+    for note in filter(None, (stage.why_unchanged, stage.violation, *stage.notes)):
+        echo(f"  {note}", err=True)
+
+
+def _graph(file: IO[str], fill: bool) -> Graph:
+    """The graph in a file, with the weights beside it; `fill` makes up those that are not there."""
+    from effc.ir import parse
+    from effc.rerun import fill_weights, load_values
+
+    graph = parse(file.read())
+    folder = Path(getattr(file, "name", "-")).parent
+    fill_weights(graph, load_values(folder / "weights.safetensors"), random=fill)
+    return graph
+
+
+def _inputs(graph: Graph) -> list[Any]:
+    from effc.rerun import environment, random_inputs
+
+    return random_inputs(graph, environment(graph, {}, {}))
+
+
+# ------------------------------------------------------------------ dump, explain
+
+
+@cli.command()
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+def dump(path: Path) -> None:
+    """Show a dump folder, or one graph in text form with its counts.
+
+    \b
+    Examples:
+      effc dump out
+      effc dump out/003_simplify.py
+    """
+    from effc.listing import folder_parts, graph_parts
+
+    if path.is_dir():
+        _show(folder_parts(path))
+    else:
+        with path.open(encoding="utf-8") as file:
+            _show(graph_parts(_graph(file, fill=False)))
+
+
+@cli.command()
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--rule", help="Only what happened with this rule.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def explain(path: Path, rule: str | None, as_json: bool) -> None:
+    """What each pass did, what it cost in accuracy, and why not.
+
+    PATH is a dump folder, or the report.json of one.
+
+    \b
+    Examples:
+      effc explain out
+      effc explain out --rule FuseConvBias
+    """
+    from effc.listing import read_reports
+    from effc.render import rule_parts
+    from effc.report import Explanation
+
+    found = read_reports(path)
+    if as_json:
+        echo(found.json(), nl=False)
+    elif rule:
+        whole = found if isinstance(found, Explanation) else Explanation(found.name, [found])
+        _show(rule_parts(whole.rule(rule)))
+    else:
+        _show([found])
+
+
+# ------------------------------------------------------------------ demo, cache
+
+
+@cli.command()
+@click.argument("image", required=False, type=click.Path(exists=True, dir_okay=False))
+@click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Of RLFN x4.")
+@click.option("--out", default="out", show_default=True, type=click.Path(file_okay=False))
+def demo(image: str | None, weights: str | None, out: str) -> None:
+    """Enlarge a photograph four times with eager PyTorch, Inductor and effc, side by side.
+
+    \b
+    Examples:
+      effc demo
+      effc demo holiday.jpg --out enlarged
+    """
+    try:
+        from effc.demo import main as run
+    except ImportError as e:
+        if (e.name or "").partition(".")[0] == "effc":
+            raise
+        raise click.ClickException(f'{e}; fix: pip install "effc[demo]"') from e
+    sys.exit(run(image, weights, out))
+
+
+@cli.group(invoke_without_command=True)
+@click.pass_context
+def cache(ctx: click.Context) -> None:
+    """The folder of built kernels: `effc cache` shows it, `effc cache clear` empties it."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(cache_info)
+
+
+@cache.command("info")
+def cache_info() -> None:
+    """Where the cache is, and what it holds."""
+    from effc.listing import cache_table
+
+    _show([cache_table()])
+
+
+@cache.command("clear")
+def cache_clear() -> None:
+    """Remove everything built. Programs that are running keep what they have loaded."""
+    from effc.listing import clear_cache
+
+    echo(clear_cache())
+
+
+# ------------------------------------------------------------------ output
+
+
+def _show(parts: Any) -> None:
+    """Print for people: as wide as the terminal, or 100 columns into a file or pipe."""
+    from rich.console import Console
+
+    from effc.show import as_text
+
+    if sys.stdout.isatty():
+        console = Console(highlight=False)
+        for part in parts:
+            console.print(part)
+    else:
+        echo(as_text(parts), nl=False)
+
+
+def _json(value: Any) -> None:
+    import json
+
+    echo(json.dumps(value, indent=1))
+
+
+def _write(path: Path, text: str) -> None:
+    from effc.ir import OptionError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise OptionError(f"cannot write {path}", why=e.strerror) from e

@@ -1,0 +1,1 @@
+"""Runnable guides for authors, and the models that effc is shown on."""

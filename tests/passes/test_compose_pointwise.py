@@ -1,0 +1,68 @@
+"""compose-pointwise: linear maps in a row become one where that is less work."""
+
+import pytest
+
+COMPOSE = "compose-pointwise"
+
+
+def program(*lines, args="x: f32[2, 8, 5, 6]", result="y"):
+    body = "".join(f"    {line}\n" for line in lines)
+    return f"def graph({args}):\n{body}    return {result},\n"
+
+
+def w(name, shape, dtype="f32"):
+    return f'{name}: {dtype}{shape} = weight("{name}", digest="")'
+
+
+def heavy(ran):
+    return [n.name for n in ran.after.nodes if n not in ran.after.constants]
+
+
+@pytest.mark.parametrize("first", ["", ", b1"])
+@pytest.mark.parametrize("second", ["", ", b2"])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_composes_convolutions(run, first, second, kernel):
+    lines = [w("w1", [8, 8, kernel, kernel]), w("w2", [4, 8, 1, 1]), w("b1", [8]), w("b2", [4]),
+             f"c = conv2d(x, w1{first}, padding=(1, 1), stride=(2, 1))", f"y = conv2d(c, w2{second})"]  # fmt: skip
+    ran = run(program(*lines), COMPOSE)
+    assert heavy(ran) == ["conv2d"]
+
+
+@pytest.mark.parametrize("bias", ["", ", b1"])
+def test_composes_linears(run, bias):
+    lines = [w("w1", [8, 6]), w("w2", [5, 8]), w("b1", [8]), f"c = linear(x, w1{bias})", "y = linear(c, w2)"]
+    ran = run(program(*lines, args="x: f32[3, 4, 6]"), COMPOSE)
+    assert heavy(ran) == ["linear"]
+
+
+def test_refuses_a_bottleneck(run):
+    lines = [w("w1", [2, 256]), w("w2", [256, 2]), "c = linear(x, w1)", "y = linear(c, w2)"]
+    ran = run(program(*lines, args="x: f32[3, 256]"), COMPOSE)
+    assert ran.unchanged
+    assert ran.reasons("ComposeLinear")[0] == "129024 more operations to save 16 bytes, each time"
+    assert heavy(run(program(*lines, args="x: f32[3, 256]"), "compose-pointwise{force=True}")) == ["linear"]
+
+
+def test_refuses_a_wide_second_kernel_and_other_users(run):
+    lines = [w("w1", [8, 8, 1, 1]), w("w2", [4, 8, 3, 3]), "c = conv2d(x, w1)", "y = conv2d(c, w2)"]
+    ran = run(program(*lines), COMPOSE)
+    assert ran.reasons("ComposeConv")[0] == "the second convolution is not 1x1"
+    lines = [w("w1", [8, 8, 1, 1]), w("w2", [8, 8, 1, 1]), "c = conv2d(x, w1)", "d = conv2d(c, w2)", "y = add(c, d)"]
+    assert run(program(*lines), COMPOSE).reasons("ComposeConv")[0] == "conv2d is also used by add"
+
+
+GATE = [w("wf", [16, 16, 1, 1]), w("w4", [46, 16, 1, 1]), w("bf", [16]), w("b4", [46]),
+        "v = conv2d(p, wf, bf)", "s = add(u, v)", "g = conv2d(s, w4, b4)", "y = sigmoid(g)"]  # fmt: skip
+
+
+def test_the_gate_of_rlfn_is_left_unless_forced(run):
+    args = "u: f32[1, 16, 9, 7], p: f32[1, 16, 9, 7]"
+    ran = run(program(*GATE, args=args), COMPOSE)
+    assert ran.unchanged
+    assert ran.reasons("ComposeSum")[0] == "1006 more operations to save -112 bytes, each time"
+    ran = run(program(*GATE, args=args), "compose-pointwise{force=True}")
+    assert heavy(ran) == ["conv2d", "conv2d", "add", "sigmoid"]
+
+
+def test_nothing_to_do_is_the_same_graph(run):
+    assert run(program("y = exp(x)"), COMPOSE).unchanged
