@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 LAYOUT = "v1"  # changes when the meaning of the folder does
-STALE = 24 * 3600  # seconds after which an unfinished entry of a dead process is removed
 
 
 def cache_dir() -> Path:
@@ -136,8 +135,9 @@ class Store:
         with self._writing(), self._lock(kind, key, wait):
             if entry := self.get(kind, key):
                 return entry, False
-            self._sweep(key)
-            work = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=self._ensure(self.root / "tmp")))
+            self._sweep(own=f"{kind}-{key}")
+            tmp = self._ensure(self.root / "tmp")
+            work = Path(tempfile.mkdtemp(prefix=f"{kind}-{key}.", dir=tmp))
             try:
                 os.chmod(work, 0o755)  # mkdtemp's 0700 would hide it from others sharing the cache
                 manifest = make(work)
@@ -213,12 +213,20 @@ class Store:
             path.unlink(missing_ok=True)  # before the lock goes: see _open_lock
             os.close(fd)
 
-    def _sweep(self, key: str) -> None:
-        """Remove unfinished work of dead processes: of this key, which we hold, or very old."""
-        now = time.time()
-        for path in (self.root / "tmp").glob("*"):
-            if path.name.startswith(f"{key}.") or now - _mtime(path) > STALE:
-                shutil.rmtree(path, ignore_errors=True)
+    def _sweep(self, own: str) -> None:
+        """Remove unfinished work of dead processes: what nobody, or we ourselves, hold locked."""
+        for work in (self.root / "tmp").glob("*"):
+            if work.stem == own:
+                shutil.rmtree(work, ignore_errors=True)
+                continue
+            path = self.root / "locks" / work.stem
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                if _try_lock(fd) and _is_named(fd, path):
+                    shutil.rmtree(work, ignore_errors=True)
+                    path.unlink()
+            finally:
+                os.close(fd)
 
 
 def _digest(path: Path) -> str:
@@ -245,15 +253,20 @@ def _open_lock(path: Path, wait: Callable[[], None]) -> int:
             while not _try_lock(fd):
                 wait()
                 time.sleep(0.02)
-            # Did the holder before us remove the file? Then our lock is on a name nobody sees.
-            if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
+            if _is_named(fd, path):
                 return fd
-        except FileNotFoundError:
-            pass
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def _is_named(fd: int, path: Path) -> bool:
+    """False when the holder before us removed the file: then nobody else sees our lock."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(fd: int) -> bool:

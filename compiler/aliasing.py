@@ -39,19 +39,35 @@ def undeclared_views(graph: torch.fx.Graph) -> list[torch.fx.Node]:
     """Nodes that return memory of an argument although their schema does not say so.
 
     `broadcast_tensors`, `einsum` or `type_as` may do that. Functionalisation believes the schema:
-    a write through such a result is lost on the argument, and the other way round.
+    a write through such a result is lost on the argument, and the other way round. It does no harm
+    (`_unsafe_view` of a clone) if nothing else ever uses the argument's memory.
     """
     found = []
     for node in graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload):
-            returns = node.target._schema.returns
-            if not any(r.alias_info for r in returns):
-                keys = {storage_key(n.meta.get("val")) for n in node.all_input_nodes} - {None}
-                value = node.meta.get("val")
-                values = value if isinstance(value, (tuple, list)) else (value,)
-                if any(storage_key(v) in keys for v in values):
-                    found.append(node)
+        if isinstance(node.target, torch._ops.OpOverload) and not _declares_views(node.target):
+            keys = _storage_keys(node)
+            sources = [n for n in node.all_input_nodes if keys & _storage_keys(n)]
+            if not all(_is_fresh(source) and len(source.users) == 1 for source in sources):
+                found.append(node)
     return found
+
+
+def _declares_views(op: torch._ops.OpOverload) -> bool:
+    return any(result.alias_info for result in op._schema.returns)
+
+
+def _is_fresh(node: torch.fx.Node) -> bool:
+    """True if the node made its memory itself."""
+    mine = _storage_keys(node)
+    return node.op == "call_function" and not any(
+        mine & _storage_keys(source) for source in node.all_input_nodes
+    )
+
+
+def _storage_keys(node: torch.fx.Node) -> set[int]:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return {key for v in values if (key := storage_key(v)) is not None}
 
 
 def overlapping(tensors: Sequence[torch.Tensor], written: Iterable[int] | None = None) -> bool:

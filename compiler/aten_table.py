@@ -15,10 +15,11 @@ import torch
 from effc.importer import CONVERTERS, Call, converts
 from effc.ir import DType, Op, no, row_major
 from effc.ir.ops.shape import Copy, Expand, Permute, Reshape, ToLayout
+from effc.ir.ops.index import Arange
 from effc.ir.ops.shape import Slice as SliceOp
 from effc.ir.rewrite import op
-from effc.ir.symbols import dim, floordiv
-from effc.ir.types import f32
+from effc.ir.symbols import dim, floordiv, product
+from effc.ir.types import f32, i64
 
 # ------------------------------------------------------------------ pointwise
 
@@ -261,6 +262,26 @@ def _repeat(call: Call, x: Op, repeats: tuple[Any, ...]) -> Any:
     return Copy(Reshape(spread, call.shape))
 
 
+@converts("aten.repeat_interleave.self_int")
+def _repeat_interleave(call: Call, x: Op, repeats: Any, dim: int | None, **_: Any) -> Any:
+    if dim is None:
+        x, dim = Reshape(x, (product(x.shape),)), 0
+    axis = dim % max(x.tensor.rank, 1)
+    split = Reshape(x, (*x.shape[: axis + 1], 1, *x.shape[axis + 1 :]))
+    return Copy(Reshape(_spread(split, axis + 1, repeats), call.shape))
+
+
+@converts("aten.meshgrid.default", "aten.meshgrid.indexing")
+def _meshgrid(call: Call, tensors: tuple[Op, ...], indexing: str = "ij") -> Any:
+    grids = []
+    for i, (t, val) in enumerate(zip(tensors, call.val, strict=True)):
+        axis = 1 - i if indexing == "xy" and i < 2 and len(tensors) > 1 else i
+        shape = Call("", val).shape
+        line = tuple(size if d == axis else 1 for d, size in enumerate(shape))
+        grids.append(Expand(Reshape(t, line), shape))
+    return tuple(grids)
+
+
 @converts("aten.slice.Tensor")
 def _slice(call: Call, x: Op, dim: int, start: Any, end: Any, step: int) -> Any:
     axis = dim % x.tensor.rank
@@ -329,6 +350,17 @@ def _stack(call: Call, tensors: tuple[Op, ...], dim: int) -> Any:
     return op.cat(tuple(Reshape(t, shape) for t in tensors), axis)
 
 
+@converts("aten.diff.default")
+def _diff(call: Call, x: Op, n: int, dim: int, prepend: Op | None, append: Op | None) -> Any:
+    if n != 1 or x.dtype.kind == "bool":
+        return no("a difference of order {} of {}", n, x.dtype)
+    axis = dim % x.tensor.rank
+    parts = tuple(p for p in (prepend, x, append) if p is not None)
+    whole = op.cat(parts, axis) if len(parts) > 1 else x
+    size = call.shape[axis]
+    return op.sub(_narrow(whole, axis, 1, size), _narrow(whole, axis, 0, size))
+
+
 @converts("aten.constant_pad_nd.default")
 def _constant_pad(call: Call, x: Op, pad: tuple[Any, ...], value: Any) -> Any:
     pairs = list(zip(pad[::2], pad[1::2], strict=True))[::-1]
@@ -338,9 +370,45 @@ def _constant_pad(call: Call, x: Op, pad: tuple[Any, ...], value: Any) -> Any:
 
 @converts("aten.pad.default")
 def _pad(call: Call, x: Op, pad: tuple[Any, ...], mode: str, value: Any) -> Any:
-    if mode != "constant":
-        return no("padding mode {}", mode)
-    return _constant_pad(call, x, pad, 0 if value is None else value)
+    if mode == "constant":
+        return _constant_pad(call, x, pad, 0 if value is None else value)
+    return _pad_from(x, pad, mode)
+
+
+@converts(*(f"aten.reflection_pad{n}d.default" for n in (1, 2, 3)))
+def _reflection_pad(call: Call, x: Op, padding: tuple[Any, ...]) -> Any:
+    return _pad_from(x, padding, "reflect")
+
+
+@converts(*(f"aten.replication_pad{n}d.default" for n in (1, 2, 3)))
+def _replication_pad(call: Call, x: Op, padding: tuple[Any, ...]) -> Any:
+    return _pad_from(x, padding, "replicate")
+
+
+def _pad_from(x: Op, pad: tuple[Any, ...], mode: str) -> Any:
+    """Padding with the tensor's own elements, one dimension after another."""
+    if any(not isinstance(p, int) or p < 0 for p in pad):
+        return no("padding mode {} by {}", mode, pad)
+    for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        axis = x.tensor.rank - 1 - i
+        n = x.shape[axis]
+
+        def part(start: Any, size: int, x: Op = x, axis: int = axis) -> Op:
+            return SliceOp(x, dim=axis, start=dim(start), size=size)
+
+        if mode == "reflect":
+            ends = op.flip(part(1, before), (axis,)), op.flip(part(n - 1 - after, after), (axis,))
+        elif mode == "circular":
+            ends = part(n - before, before), part(0, after)
+        else:
+            ends = _spread(part(0, 1), axis, before), _spread(part(n - 1, 1), axis, after)
+        if before or after:
+            x = op.cat((*ends[:1] * bool(before), x, *ends[1:] * bool(after)), axis)
+    return x
+
+
+def _spread(x: Op, axis: int, size: Any) -> Op:
+    return Expand(x, (*x.shape[:axis], size, *x.shape[axis + 1 :]))
 
 
 @converts("aten.flip.default")
@@ -390,6 +458,68 @@ def _sum_product(x: Op, a: Op, b: Op, beta: Any, alpha: Any) -> Any:
     return product if beta == 0 else op.add(_scaled(x, beta), product)
 
 
+@converts("aten.outer.default", "aten.ger.default")
+def _outer(call: Call, x: Op, vec2: Op) -> Any:
+    n, m = call.shape
+    return op.mul(Reshape(x, (n, 1)), Reshape(vec2, (1, m)))
+
+
+@converts("aten.einsum.default")
+def _einsum(call: Call, equation: str, tensors: tuple[Op, ...], path: Any = None) -> Any:
+    """One or two operands, no letter twice in one: a permutation, or a matrix product."""
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    distinct = all(len(set(t)) == len(t) and t.isalpha() for t in terms)
+    if not arrow or len(terms) > 2 or not distinct:
+        return no("einsum {}", equation)
+    sizes = {c: s for t, x in zip(terms, tensors, strict=True) for c, s in zip(t, x.shape) if s != 1}
+    if any(x.shape[i] != sizes.get(c, 1) for t, x in zip(terms, tensors) for i, c in enumerate(t)):
+        return no("einsum {} with broadcast sizes", equation)
+    both = set(terms[0]) & set(terms[-1])
+    summed: list[Op] = []
+    for term, x in zip(terms, tensors):
+        alone = tuple(i for i, c in enumerate(term) if c not in out and (len(terms) == 1 or c not in both))
+        summed.append(op.sum(x, alone) if alone else x)
+    letters = ["".join(c for c in t if c in out or (len(terms) == 2 and c in both)) for t in terms]
+    if len(terms) == 1:
+        return Permute(summed[0], tuple(letters[0].index(c) for c in out))
+
+    def grouped(x: Op, term: str, *groups: str) -> Op:
+        x = Permute(x, tuple(term.index(c) for g in groups for c in g))
+        each = [sizes.get(c, 1) for c in groups[0]]
+        return Reshape(x, (*each, *(product(tuple(sizes.get(c, 1) for c in g)) for g in groups[1:])))
+
+    batch = "".join(c for c in out if c in both)
+    inner = "".join(c for c in letters[0] if c in both and c not in out)
+    rows = "".join(c for c in letters[0] if c not in both)
+    columns = "".join(c for c in letters[1] if c not in both)
+    y = op.matmul(
+        grouped(summed[0], letters[0], batch, rows, inner),
+        grouped(summed[1], letters[1], batch, inner, columns),
+    )
+    made = batch + rows + columns
+    y = Reshape(y, tuple(sizes.get(c, 1) for c in made))
+    return Permute(y, tuple(made.index(c) for c in out))
+
+
+@converts("aten.conv_transpose2d.input")
+def _conv_transpose(
+    call: Call, x: Op, weight: Op, bias: Op | None, stride: Any, padding: Any, output_padding: Any,
+    groups: int, dilation: Any,
+) -> Any:  # fmt: skip
+    """Windows side by side, as in decoders that double a size: a 1x1 convolution, then a shuffle."""
+    into, out, *kernel = weight.shape
+    moved = (*_tuple(padding, 2), *_tuple(output_padding, 2), groups - 1)
+    apart = tuple(kernel) == _tuple(stride, 2) and kernel[0] == kernel[1]
+    if not apart or any(moved) or _tuple(dilation, 2) != (1, 1) or x.tensor.rank != 4:
+        return no("transposed convolution with a {} kernel and stride {}", tuple(kernel), stride)
+    taps = kernel[0] * kernel[1]
+    w = Reshape(Permute(weight, (1, 2, 3, 0)), (out * taps, into, 1, 1))
+    if bias is not None:
+        bias = Reshape(_spread(Reshape(bias, (out, 1)), 1, taps), (out * taps,))
+    return op.pixel_shuffle(op.conv2d(x, w, bias), kernel[0])
+
+
 @converts("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
 def _conv(
     call: Call, x: Op, weight: Op, bias: Op | None, stride: Any, padding: Any, dilation: Any, groups: int
@@ -432,6 +562,45 @@ def _attention(
     return op.attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
 
 
+@converts("aten._transformer_encoder_layer_fwd.default")
+def _encoder_layer(
+    call: Call, src: Op, embed_dim: int, num_heads: int, qkv_weight: Op, qkv_bias: Op,
+    proj_weight: Op, proj_bias: Op, use_gelu: bool, norm_first: bool, eps: float,
+    norm_weight_1: Op, norm_bias_1: Op, norm_weight_2: Op, norm_bias_2: Op, ffn_weight_1: Op,
+    ffn_bias_1: Op, ffn_weight_2: Op, ffn_bias_2: Op, mask: Op | None, mask_type: int | None,
+) -> Any:  # fmt: skip
+    """The one call that torch.nn.TransformerEncoderLayer makes in inference."""
+    if mask is not None or src.tensor.rank != 3:
+        return no("an encoder layer with {}", "a mask" if mask is not None else "packed sequences")
+    batch, length, width = src.shape
+
+    def attended(x: Op) -> Op:
+        qkv = op.linear(x, qkv_weight, qkv_bias)
+        parts = Reshape(qkv, (batch, length, 3, num_heads, floordiv(width, num_heads)))
+        parts = Permute(parts, (2, 0, 3, 1, 4))
+        q, k, v = (
+            Reshape(SliceOp(parts, dim=0, start=i, size=1), parts.shape[1:]) for i in range(3)
+        )
+        y = Permute(op.attention(q, k, v), (0, 2, 1, 3))
+        return op.linear(Reshape(y, src.shape), proj_weight, proj_bias)
+
+    def fed(x: Op) -> Op:
+        h = op.linear(x, ffn_weight_1, ffn_bias_1)
+        return op.linear(op.gelu(h) if use_gelu else op.relu(h), ffn_weight_2, ffn_bias_2)
+
+    def norm_1(x: Op) -> Op:
+        return op.layer_norm(x, norm_weight_1, norm_bias_1, 1, float(eps))
+
+    def norm_2(x: Op) -> Op:
+        return op.layer_norm(x, norm_weight_2, norm_bias_2, 1, float(eps))
+
+    if norm_first:
+        x = op.add(src, attended(norm_1(src)))
+        return op.add(x, fed(norm_2(x)))
+    x = norm_1(op.add(src, attended(src)))
+    return norm_2(op.add(x, fed(x)))
+
+
 # ------------------------------------------------------------------ norms and reductions
 
 
@@ -466,6 +635,16 @@ def _batch_norm(
     return op.batch_norm(x, running_mean, running_var, weight, bias, float(eps))
 
 
+@converts("aten._native_batch_norm_legit_no_training.default")
+def _batch_norm_inference(
+    call: Call, x: Op, weight: Op | None, bias: Op | None, running_mean: Op, running_var: Op,
+    eps: float, **_: Any,
+) -> Any:  # fmt: skip
+    y = op.batch_norm(x, running_mean, running_var, weight, bias, float(eps))
+    saved = (Call("", val) for val in call.val[1:])  # statistics for training, empty here
+    return (y, *(op.full(s.shape, 0.0, s.dtype) for s in saved))
+
+
 @converts("aten.softmax.int", "aten._softmax.default", "aten.log_softmax.int", "aten._log_softmax.default")
 def _softmax(call: Call, x: Op, dim: int, dtype: Any = None, half_to_float: bool = False) -> Any:
     made = op.log_softmax if "log" in call.target else op.softmax
@@ -495,6 +674,25 @@ _reduce("amax", "amax.default", "max.default")
 _reduce("amin", "amin.default", "min.default")
 _reduce("any", "any.default", "any.dim", "any.dims")
 _reduce("all", "all.default", "all.dim", "all.dims")
+
+
+
+@converts("aten.linalg_vector_norm.default")
+def _vector_norm(
+    call: Call, x: Op, ord: Any, dim: Any, keepdim: bool, dtype: Any
+) -> Any:
+    if call.dtype != x.dtype or x.dtype.name not in ("f32", "f64") or not x.tensor.rank:
+        return no("a norm of {} in {}", x.dtype, call.dtype)  # eager does not round in between
+    given = (dim,) if isinstance(dim, int) else tuple(dim or range(x.tensor.rank))
+    dims = tuple(sorted({d % x.tensor.rank for d in given}))
+    if ord == 2:
+        return op.sqrt(op.sum(op.square(x), dims, bool(keepdim)))
+    if ord == 1:
+        return op.sum(op.abs(x), dims, bool(keepdim))
+    if ord == float("inf"):
+        return op.amax(op.abs(x), dims, bool(keepdim))
+    return no("a norm of order {}", ord)
+
 
 # ------------------------------------------------------------------ images
 
@@ -553,6 +751,76 @@ def _adaptive_avg_pool(call: Call, x: Op, output_size: Any) -> Any:
 @converts("aten.embedding.default")
 def _embedding(call: Call, weight: Op, indices: Op, **_: Any) -> Any:
     return op.embedding(weight, indices)
+
+
+@converts("aten.gather.default")
+def _gather(call: Call, x: Op, dim: int, index: Op, sparse_grad: bool = False) -> Any:
+    rank = x.tensor.rank
+    if not rank:
+        return no("gather of a 0-d tensor")
+    axis = dim % rank
+    at = [index if d == axis else _count(index.shape, d) for d in range(rank)]
+    table = Reshape(x, (product(x.shape), 1))
+    return Reshape(op.embedding(table, _row_of(at, x.shape)), call.shape)
+
+
+@converts("aten.index.Tensor", "aten._unsafe_index.Tensor")
+def _index(call: Call, x: Op, indices: tuple[Op | None, ...]) -> Any:
+    """Rows of the indexed dimensions taken together; they come first if they were not together."""
+    dims = [d for d, i in enumerate(indices) if i is not None]
+    at = [i for i in indices if i is not None]
+    if any(i.dtype.name not in ("i64", "i32") for i in at):
+        return no("an index of {}", ", ".join(str(i.dtype) for i in at))
+    rest = [d for d in range(x.tensor.rank) if d not in dims]
+    axes = [_whole_range(i, x.shape[d]) for i, d in zip(at, dims)]
+    if not rest and None not in axes and len(set(axes)) == len(axes):
+        # x[arange(n)[:, None], arange(m)]: nothing is looked up
+        return Reshape(Permute(x, tuple(sorted(dims, key=lambda d: axes[d]))), call.shape)
+    sizes, others = ([x.shape[d] for d in group] for group in (dims, rest))
+    table = Reshape(Permute(x, (*dims, *rest)), (product(tuple(sizes)), product(tuple(others))))
+    row = _row_of([_from_start(i, n) for i, n in zip(at, sizes)], sizes)
+    y = Reshape(op.embedding(table, row), (*row.shape, *others))
+    first, k = dims[0], row.tensor.rank
+    if dims == list(range(first, first + len(dims))):
+        y = Permute(y, (*range(k, k + first), *range(k), *range(k + first, y.tensor.rank)))
+    return y
+
+
+def _count(shape: tuple[Any, ...], axis: int) -> Op:
+    """0, 1, 2 ... along one dimension of the shape, size 1 in the others."""
+    line = op.arange(shape[axis], i64)
+    return Reshape(line, tuple(s if d == axis else 1 for d, s in enumerate(shape)))
+
+
+def _row_of(at: list[Op], sizes: Any) -> Op:
+    """The position in row-major order of the elements at these coordinates."""
+    row = at[0]
+    for i, size in zip(at[1:], list(sizes)[1:]):
+        row = op.add(op.mul(row, size), i)
+    return row
+
+
+def _from_start(index: Op, size: Any) -> Op:
+    """An index where negative ones no longer count from the end."""
+    source = _source(index)
+    if isinstance(source, Arange) and source.start == 0 and source.step == 1:
+        return index
+    return op.where(op.lt(index, 0), op.add(index, size), index)
+
+
+def _whole_range(index: Op, size: Any) -> int | None:
+    """The dimension along which an index counts through a whole range, if that is all it does."""
+    source = _source(index)
+    axes = [d for d, s in enumerate(index.shape) if s != 1]
+    if not isinstance(source, Arange) or (source.start, source.step, source.size) != (0, 1, size):
+        return None
+    return axes[0] if len(axes) == 1 else None
+
+
+def _source(index: Op) -> Op:
+    while isinstance(index, Reshape) or (index.name == "add" and index.b == 0):
+        index = index.x if isinstance(index, Reshape) else index.a
+    return index
 
 
 @converts("aten.arange.default", "aten.arange.start", "aten.arange.start_step")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -132,7 +132,7 @@ def _capture_dynamo(gm: torch.fx.GraphModule, example_inputs: Sequence) -> Captu
     placeholders = gm.graph.find_nodes(op="placeholder")
     _check_arguments(placeholders, example_inputs)
     _check_training(gm, placeholders, example_inputs)
-    graph_module, signature = _export(gm, example_inputs)
+    traced, graph_module, signature = _export(gm, example_inputs)
 
     owned = {**dict(gm.named_parameters()), **dict(gm.named_buffers())}
     qualified = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -155,8 +155,14 @@ def _capture_dynamo(gm: torch.fx.GraphModule, example_inputs: Sequence) -> Captu
     for output, name in (signature.buffers_to_mutate | signature.parameters_to_mutate).items():
         mutated[output] = by_name[name]
     results = [_value(n, "example_value") for n in gm.graph.output_node().args[0]]
-    wrote = any(is_written(n.meta.get("example_value")) for n in gm.graph.nodes)
-    return _finish(graph_module, slots, mutated, [], results, wrote)
+    made_by = {node.name: node for node in traced.graph.nodes}
+
+    def written(node: torch.fx.Node) -> bool:
+        """Whether anything wrote into the memory of this node, as far as Dynamo saw."""
+        maker = made_by.get(node.meta["from_node"][-1].name) if "from_node" in node.meta else None
+        return maker is None or any(is_written(value) for value in _tensors(maker))
+
+    return _finish(graph_module, slots, mutated, [], results, written)
 
 
 def capture_exported(program: torch.export.ExportedProgram) -> Captured | Refusal:
@@ -171,7 +177,7 @@ def _capture_exported(program: torch.export.ExportedProgram) -> Captured:
     gm, specs = program.graph_module, program.graph_signature.input_specs
     example_inputs = [_value(n, "val") for n in gm.graph.find_nodes(op="placeholder")]
     _check_arguments(gm.graph.find_nodes(op="placeholder"), example_inputs)
-    graph_module, signature = _export(gm, example_inputs)
+    _, graph_module, signature = _export(gm, example_inputs)
 
     owned = {**program.constants, **program.state_dict}
     spec_of = dict(zip(signature.user_inputs, specs, strict=True))
@@ -197,9 +203,9 @@ def _capture_exported(program: torch.export.ExportedProgram) -> Captured:
         elif spec.kind.name != "USER_OUTPUT":
             raise _Refused("effect", f"the program returns a {spec.kind.name.lower()}")
     results = [_value(n, "val") for n in gm.graph.output_node().args[0][len(declared) :]]
-    wrote = any(_writes(node.target) for node in gm.graph.nodes)
+    writes = any(_writes(node.target) for node in gm.graph.nodes)
     mutated = dict(signature.user_inputs_to_mutate)
-    return _finish(graph_module, slots, mutated, declared, results, wrote)
+    return _finish(graph_module, slots, mutated, declared, results, lambda node: writes)
 
 
 # ----------------------------------------------------------------------------------- common to both
@@ -219,8 +225,8 @@ class _Slot:
 
 def _export(
     gm: torch.fx.GraphModule, example_inputs: Sequence
-) -> tuple[torch.fx.GraphModule, GraphSignature]:
-    """The functional graph and its signature, or the exporter's own words for why there is none."""
+) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, GraphSignature]:
+    """The graph that was traced, the functional one from it, and that one's signature."""
     for node in gm.graph.nodes:
         if (getattr(node.target, "__module__", None) or "").startswith("torch._functorch"):
             # tracing these and failing leaves torch's stack of transforms unbalanced
@@ -234,7 +240,7 @@ def _export(
             stack.enter_context(torch._inductor.config.patch(fallback_random=True))
             if casts:
                 stack.enter_context(explicit_casts(devices))
-            traced = aot_export_module(
+            graph_module, signature = aot_export_module(
                 gm, example_inputs, trace_joint=False, pre_dispatch=not casts
             )
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
@@ -244,8 +250,8 @@ def _export(
         if isinstance(error, GuardOnDataDependentSymNode):
             kind = "unbacked-size"
         raise _Refused(kind, reason, innermost_line(reason)[0] or None) from error
-    _drop_tokens(*traced)
-    return traced
+    _drop_tokens(graph_module, signature)
+    return gm, graph_module, signature
 
 
 def _drop_tokens(graph_module: torch.fx.GraphModule, signature: GraphSignature) -> None:
@@ -268,7 +274,7 @@ def _finish(
     mutated: dict[str, str],
     declared: list[str],
     results: list,
-    wrote: bool,
+    written: Callable[[torch.fx.Node], bool],
 ) -> Captured:
     graph = graph_module.graph
     values = list(graph.output_node().args[0])
@@ -296,7 +302,7 @@ def _finish(
         for i, slot in enumerate(slots)
     )
     captured = Captured(graph_module, inputs, outputs)
-    _check_aliases(captured, [s.seen for s in slots], results, wrote)
+    _check_aliases(captured, [s.seen for s in slots], results, written)
     return captured
 
 
@@ -404,10 +410,13 @@ def _writes(target: object) -> bool:
     return isinstance(target, OpOverload) and target._schema.is_mutable
 
 
-def _check_aliases(captured: Captured, seen: list, results: list, wrote: bool) -> None:
+def _check_aliases(
+    captured: Captured, seen: list, results: list, written: Callable[[torch.fx.Node], bool]
+) -> None:
     """Compare who shares memory with whom: as PyTorch runs it, and as the captured graph shows."""
-    if wrote and (views := undeclared_views(captured.graph_module.graph)):
-        raise _Refused("alias", f"{views[0].target} may return memory that is written", views[0])
+    for view in undeclared_views(captured.graph_module.graph):
+        if written(view):
+            raise _Refused("alias", f"{view.target} may return memory that is written", view)
     shown = [o.value for o in captured.outputs[len(captured.outputs) - len(results) :]]
     after = [_value(i.node, "val") if s is not None else s for i, s in zip(captured.inputs, seen)]
     after += [_value(value, "val") for value in shown]

@@ -112,10 +112,8 @@ class Measure(Instrument):
         error = worst(compare(a, b) for a, b in zip(self.last, results))
         total = worst(compare(a, b) for a, b in zip(self.first, results))
         self.last = results
-        stage = replace(
-            stage, error=error, total_error=total,
-            node_errors=_node_errors(before, stage.graph, pairs, [worst(s) for s in seen], self.KEEP),
-        )  # fmt: skip
+        by_node = _node_errors(before, stage.graph, pairs, [worst(s) for s in seen], self.KEEP)
+        stage = replace(stage, error=error, total_error=total, node_errors=by_node)
         return self._judge(stage)
 
     def _evaluate(self, stage: Stage, sample: Any, watch: set[Op], into: dict[Op, Any]) -> Any:

@@ -59,12 +59,12 @@ class Stage:
 
     @property
     def why_unchanged(self) -> str | None:
-        """A sentence for a pass that changed nothing, with its nearest miss; else None."""
+        """A sentence for a pass that changed nothing and left no note: its nearest miss."""
         if self.changed or not self.index:
             return None
         miss = self.nearest_miss
         if miss is None:
-            return "matched nothing: no node has an op that its rules start at"
+            return None if self.notes else "matched nothing: no op that its rules start at is here"
         where = f" ({miss.where})" if miss.where else ""
         return f"matched nothing; nearest: {miss.rule} at {miss.node.name}: {miss.reason}{where}"
 

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from effc.report import Explanation, Fallback, Report, RuleRow, StageRow
+from effc.report import Explanation, Fallback, Miss, Report, RuleRow, StageRow
 from effc.show import amount, counted, duration, grid
 
 __all__ = ["explanation_parts", "report_parts", "rule_parts"]
@@ -27,9 +27,9 @@ def report_parts(report: Report) -> Iterable[Any]:
         )  # fmt: skip
     if report.stages:
         yield _section("Passes", [_stages(report.stages), *_stage_notes(report.stages)])
-    rules = [(s, r) for s in report.stages for r in s.rules if r.hits or r.misses]
+    rules = [r for s in report.stages for r in s.rules if r.hits or _near(r)]
     if rules:
-        yield _section("Rules", [_rule(r) for _, r in rules])
+        yield _section("Rules", [_rule(r, _near(r)) for r in rules])
     if report.launches:
         arena = f", {amount(report.memory, 'B')} of memory for values" if report.memory else ""
         yield _section(f"Plan: {counted(_steps(report), 'step')}{arena}", [_launches(report)])
@@ -59,7 +59,7 @@ def explanation_parts(explanation: Explanation) -> Iterable[Any]:
 def rule_parts(found: Sequence[tuple[StageRow, RuleRow]]) -> Iterable[Any]:
     for stage, rule in found:
         yield Text(f"stage {stage.index}, {stage.name}", style="bold")
-        yield _rule(rule)
+        yield _rule(rule, rule.misses)
 
 
 def _title(report: Report) -> Text:
@@ -77,7 +77,7 @@ def _section(title: str, parts: Iterable[Any]) -> Any:
 
 def _stages(stages: Sequence[StageRow]) -> Table:
     measured = any(s.error for s in stages)
-    errors = (">error", ">in all") if measured else ()
+    errors = (">error", ">total") if measured else ()
     table = grid(">", "pass", ">rewrites", ">nodes", ">time", *errors, ">work", ">bytes")
     for s in stages:
         shown = [_error(s.error), _error(s.total_error)] if measured else []
@@ -105,12 +105,17 @@ def _stage_notes(stages: Sequence[StageRow]) -> Iterable[Text]:
             yield Text.assemble((f"{s.name}: ", "bold"), note)
 
 
-def _rule(rule: RuleRow) -> Any:
+def _near(rule: RuleRow) -> list[Miss]:
+    """Misses worth a line: more than the first node of the pattern matched."""
+    return [m for m in rule.misses if m.checked or m.depth > 1]
+
+
+def _rule(rule: RuleRow, shown: Sequence[Miss]) -> Any:
     head = Text.assemble(
         (rule.rule, "bold"), f"  {rule.hits} of {counted(rule.attempts, 'place')}  ",
         "" if rule.title == rule.rule else rule.title,
     )  # fmt: skip
-    misses = [_row(f"not at {m.node}", m.where, m.reason) for m in rule.misses]
+    misses = [_row(f"not at {m.node}", m.where, m.reason) for m in shown]
     return Group(head, *(Padding(m, (0, 0, 0, 2)) for m in misses))
 
 

@@ -35,7 +35,8 @@ class Miss:
     node: str
     reason: str
     where: str
-    checked: bool  # the pattern matched and a condition said no
+    depth: int  # nodes of the pattern that did match
+    checked: bool  # all of it matched, and a condition said no
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ def _rule(stats: RuleStats) -> RuleRow:
 
 def _miss(miss: NearMiss) -> Miss:
     line = miss.node_text.partition("  # ")[0]
-    return Miss(line, miss.reason, miss.where, miss.checked)
+    return Miss(line, miss.reason, miss.where, miss.depth, miss.checked)
 
 
 def _refusal(refusal: Any) -> RefusalRow | None:

@@ -27,17 +27,24 @@ def graph_diff(before: str, after: str, title_before: str, title_after: str) -> 
 
 
 def _same_names(old: list[str], new: list[str]) -> dict[str, str]:
-    """Old name -> new name of the values on lines that are equal but for names."""
+    """Old name -> new name of values on lines that are equal but for names.
+
+    Of lines that gave way to others, the last old and the last new value stand for each other:
+    that is what the lines after them read.
+    """
     shapes = [[_NAME.sub("%", line) for line in lines] for lines in (old, new)]
     # the search is quadratic in lines that repeat; past this length frequent ones are set aside
     long = max(len(old), len(new)) > 3000
     matcher = difflib.SequenceMatcher(None, shapes[0], shapes[1], autojunk=long)
     found: dict[str, str] = {}
-    for a, b, size in matcher.get_matching_blocks():
-        for i in range(size):
-            was, now = _DEFINED.match(old[a + i]), _DEFINED.match(new[b + i])
-            if was and now:
-                found[was[1]] = now[1]
+    for tag, a, a_end, b, b_end in matcher.get_opcodes():
+        pairs = zip(old[a:a_end], new[b:b_end])
+        if tag == "replace":
+            pairs = zip(old[a_end - 1 : a_end], new[b_end - 1 : b_end])
+        for was, now in pairs:
+            before, after = _DEFINED.match(was), _DEFINED.match(now)
+            if before and after:
+                found[before[1]] = after[1]
     return found
 
 

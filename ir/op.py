@@ -182,7 +182,7 @@ class Op:
         return node
 
     def from_(self, *sources: Op) -> typing.Self:
-        """Inherit the origins of the nodes this one stands for. Only for nodes not yet in a graph."""
+        """Inherit the origins of the nodes this one stands for; not for nodes of a graph."""
         merged = dict.fromkeys(o for s in sources for o in s.origins)
         object.__setattr__(self, "origins", tuple(merged) or self.origins)
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TypeAlias
 
 import sympy
@@ -23,13 +23,13 @@ from .errors import ParseError
 Dim: TypeAlias = int | sympy.Expr
 
 
-@lru_cache(maxsize=None)
+@cache
 def symbol(name: str) -> sympy.Symbol:
     """The size called `name`; a non-negative integer."""
     return sympy.Symbol(name, integer=True, nonnegative=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def real_symbol(name: str) -> sympy.Symbol:
     """A Python float that is known only when the compiled module is called."""
     return sympy.Symbol(name, real=True)
@@ -176,9 +176,7 @@ def from_torch(value: int | float | bool | torch.SymInt | torch.SymFloat | torch
     if isinstance(value, (int, float, bool)):
         return value
     expr = value.node.expr
-    ours = {
-        s: symbol(s.name) if s.is_integer else real_symbol(s.name) for s in expr.free_symbols
-    }
+    ours = {s: symbol(s.name) if s.is_integer else real_symbol(s.name) for s in expr.free_symbols}
     result = expr.xreplace(ours)
     if result in (sympy.true, sympy.false):
         return bool(result)

@@ -103,4 +103,3 @@ class ComposeSum(ComposeConv):
         w, bias = compose(m.outer, m.first)
         rest = m.first.replace(w=w, bias=bias)
         return ops.add(m.outer.replace(x=u, bias=None), rest)
-

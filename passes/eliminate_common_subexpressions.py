@@ -64,7 +64,11 @@ class EliminateCommonSubexpressions(Pass):
 def structure(node: Op) -> tuple[object, ...]:
     """What makes two nodes equal: op, type, operands by identity, attributes, regions."""
     values = ((f.kind, getattr(node, f.name)) for f in node.fields)
-    return (node.name, str(node.type), *(v.signature if k == "region" else _key(v) for k, v in values))
+    return (
+        node.name,
+        str(node.type),
+        *(v.signature if k == "region" else _key(v) for k, v in values),
+    )
 
 
 def _key(value: Any) -> object:

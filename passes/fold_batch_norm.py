@@ -131,4 +131,3 @@ class BatchNormToMulAdd(Rule):
         channels = (x.shape[1],) + (1,) * (x.tensor.rank - 2)
         y = op.mul(_wide(x), op.reshape(scale, channels))
         return _narrow(op.add(y, op.reshape(shift, channels)), x)
-

@@ -24,7 +24,10 @@ from .outline import condense, outline
 
 ANCHORS = ("conv1d", "conv2d", "conv3d", "linear", "matmul", "attention")
 ROWS = ("softmax", "log_softmax", "layer_norm", "rms_norm")
-EPILOGUE = ("FuseEpilogue", "norm? + conv | linear | matmul | attention + pointwise ops => one region")
+EPILOGUE = (
+    "FuseEpilogue",
+    "norm? + conv | linear | matmul | attention + pointwise ops => one region",
+)
 LOOP = ("FuseLoop", "pointwise ops over one shape, with at most one op along rows => one region")
 
 
@@ -194,7 +197,9 @@ class _Fusion:
             node = waiting.pop()
             if node in inside or node not in self.groups.group or node in self.taken:
                 continue
-            only = all(u in inside for u in self.graph.users[node]) and node not in self.graph.outputs
+            only = (
+                all(u in inside for u in self.graph.users[node]) and node not in self.graph.outputs
+            )
             if only and fusable(node) and node.shape == anchor.shape:
                 if node.type.layout == anchor.type.layout:
                     sides.append(node)
@@ -217,7 +222,9 @@ class _Fusion:
 
     def shuffle_after(self, last: Op) -> Op | None:
         users = self.graph.users[last]
-        one = len(users) == 1 and users[0].name == "pixel_shuffle" and last not in self.graph.outputs
+        one = (
+            len(users) == 1 and users[0].name == "pixel_shuffle" and last not in self.graph.outputs
+        )
         return users[0] if one and users[0] not in self.taken else None
 
     def sorted(self, members: list[Op]) -> list[Op]:
@@ -266,7 +273,9 @@ class _Fusion:
             loops[own] = (
                 Loop(x.x.shape, row_major, node) if row else Loop(node.shape, node.type.layout)
             )
-            read = dict.fromkeys(self.groups.group[o] for o in node.operands if o in self.groups.group)
+            read = dict.fromkeys(
+                self.groups.group[o] for o in node.operands if o in self.groups.group
+            )
             near = [g for g in read if g in loops and g != own and self.takes(loops[g], node)]
             if len(near) > 1:
                 self.join(loops, [*near, own], node)
@@ -287,7 +296,7 @@ class _Fusion:
         """Read once, on the way to an op along rows: stored there it would be read back at once."""
         while node.pointwise and self.graph.uses(node) == 1:
             users = self.graph.users[node]
-            if not users or users[0].operands[0] is not node and not users[0].pointwise:
+            if not users or (users[0].operands[0] is not node and not users[0].pointwise):
                 return False
             node = users[0]
             if along_rows(node):

@@ -10,11 +10,12 @@ from effc.codegen import cpp
 from effc.codegen.build import BuildError, Unit, build_many
 from effc.codegen.cpp.kernel import unit
 from effc.codegen.toolchain import MissingToolchain, find_toolchain
-from effc.ir import Graph, No, Op, no, yes
+from effc.ir import Graph, No, Op, no
 from effc.ir.rewrite import Answer
 
 from ..base import Backend, Options
 from .executable import CpuExecutable
+from .features import CpuFeatures, detect
 from .lowering import claim
 from .plan import Plan, Program
 from .planner import make_plan
@@ -66,10 +67,10 @@ def build(plan: Plan, options: Options) -> Program:
     groups = [ordered[i : i + PER_UNIT] for i in range(0, len(ordered), PER_UNIT)]
     units = [Unit(RUNNER.read_text(), "runner")]
     units += [Unit(unit(group), group[0].name) for group in groups]
-    program.runner, *libraries = build_many(units)
+    toolchain, cpu = find_toolchain(), detect()
+    flags = cpu.flags(toolchain or None) if isinstance(cpu, CpuFeatures) else ()
+    program.runner, *libraries = build_many(units, flags=flags, toolchain=toolchain)
     for group, library in zip(groups, libraries, strict=True):
         program.owner.update((k.name, library) for k in group)
     return program
 
-
-_ = yes

@@ -95,9 +95,7 @@ class Frame:
         sizes = [aligned(self.numbers(r.nbytes)) for r in ours]
         lives = [(r.first, r.last) for r in ours]
         offsets, total = assign(sizes, lives)
-        if not total:
-            return 0
-        self.arena = torch.empty(total, dtype=torch.uint8)
+        self.arena = torch.empty(total + 64, dtype=torch.uint8)  # an empty tensor has no address
         base = self.arena.data_ptr()
         at = dict(zip(ours, offsets))
         for root in ours:
@@ -108,12 +106,9 @@ class Frame:
             shape, strides, offset = self.numbers(
                 (window.ref.shape, window.ref.strides, window.ref.offset)
             )
-            typed = self.arena[at[root] :]
-            usable = typed.numel() // (root.dtype.bits // 8) * (root.dtype.bits // 8)
-            typed = typed[:usable].view(root.dtype.torch)
-            self.values[window.slot] = typed.as_strided(
-                shape, strides, typed.storage_offset() + offset
-            )
+            size = root.dtype.bits // 8
+            typed = self.arena[: self.arena.numel() // size * size].view(root.dtype.torch)
+            self.values[window.slot] = typed.as_strided(shape, strides, at[root] // size + offset)
         return total
 
     def _allocation(self, root: Root) -> Callable[[], None]:

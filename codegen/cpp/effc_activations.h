@@ -77,7 +77,7 @@ EFFC_INLINE T tanhshrink(T x) { return x - tanh(x); }
 
 template <class T>
 EFFC_INLINE T hardshrink(T x, T lambda = T(0.5)) {
-  return (x >= -lambda) & (x <= lambda) ? T(0) : x;
+  return ((x >= -lambda) & (x <= lambda)) ? T(0) : x;
 }
 
 template <class T>

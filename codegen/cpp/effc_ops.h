@@ -104,7 +104,7 @@ EFFC_INLINE T lerp(T a, T b, T w) {
 template <class T>
 EFFC_INLINE T maximum(T a, T b) {
   if constexpr (detail::is_float<T>) {
-    return (a > b) | (a != a) ? a : b;  // a NaN in b fails both tests and is returned
+    return ((a > b) | (a != a)) ? a : b;  // a NaN in b fails both tests and is returned
   } else {
     return a > b ? a : b;
   }
@@ -113,17 +113,17 @@ EFFC_INLINE T maximum(T a, T b) {
 template <class T>
 EFFC_INLINE T minimum(T a, T b) {
   if constexpr (detail::is_float<T>) {
-    return (a < b) | (a != a) ? a : b;
+    return ((a < b) | (a != a)) ? a : b;
   } else {
     return a < b ? a : b;
   }
 }
 
 template <class T>
-EFFC_INLINE T fmax(T a, T b) { return (b > a) | (a != a) ? b : a; }
+EFFC_INLINE T fmax(T a, T b) { return ((b > a) | (a != a)) ? b : a; }
 
 template <class T>
-EFFC_INLINE T fmin(T a, T b) { return (b < a) | (a != a) ? b : a; }
+EFFC_INLINE T fmin(T a, T b) { return ((b < a) | (a != a)) ? b : a; }
 
 template <class T>
 EFFC_INLINE T clamp(T x, T lo, T hi) { return minimum(maximum(x, lo), hi); }
@@ -166,7 +166,7 @@ template <class T>
 EFFC_INLINE T remainder(T a, T b) {  // Python's %: the sign of b
   if constexpr (detail::is_float<T>) {
     const T m = fmod(a, b);
-    return (m != T(0)) & ((b < T(0)) != (m < T(0))) ? m + b : m;
+    return ((m != T(0)) & ((b < T(0)) != (m < T(0)))) ? m + b : m;
   } else {
     if (b == 0) return 0;
     if constexpr (std::is_signed_v<T>) {
@@ -192,7 +192,7 @@ EFFC_INLINE T floor_divide(T a, T b) {  // Python's //
   if constexpr (detail::is_float<T>) {
     const T m = fmod(a, b);
     T d = (a - m) / b;
-    d = (m != T(0)) & ((b < T(0)) != (m < T(0))) ? d - T(1) : d;
+    d = ((m != T(0)) & ((b < T(0)) != (m < T(0)))) ? d - T(1) : d;
     T f = floor(d);
     f = d - f > T(0.5) ? f + T(1) : f;
     f = d != T(0) ? f : copysign(T(0), a / b);
@@ -237,7 +237,7 @@ EFFC_INLINE T xlogy(T x, T y) {
 template <class T>
 EFFC_INLINE T logaddexp(T a, T b) {
   const T m = maximum(a, b);
-  return isinf(a) & (a == b) ? a : m + log1p(exp(-abs(a - b)));
+  return (isinf(a) & (a == b)) ? a : m + log1p(exp(-abs(a - b)));
 }
 
 template <class T>

@@ -40,14 +40,13 @@ EFFC_INLINE void call(F& body, int64_t begin, int64_t end, int64_t part) {
 // that leaves one part, the calling thread does it with no call to OpenMP.
 template <class F>
 static inline void parallel_for(int64_t n, int64_t grain, int64_t threads, F&& body) {
-  using Body = std::remove_reference_t<F>;
   if (n <= 0) return;
   int64_t parts = grain > 1 ? n / grain : n;
   parts = parts < threads ? parts : threads;
 #if defined(EFFC_OPENMP)
   if (parts > 1 && !detail::serial) {
     struct Loop {
-      Body* body;
+      std::remove_reference_t<F>* body;
       int64_t n;
     } loop = {&body, n};
     auto run = [](void* p) {

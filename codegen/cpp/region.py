@@ -35,7 +35,9 @@ class Statements:
     values: dict[Op, tuple[str, DType, bool]] = field(default_factory=dict)
     work: int = 0
 
-    def let(self, dtype: DType, text: str, varies: bool, stem: str = "v") -> tuple[str, DType, bool]:
+    def let(
+        self, dtype: DType, text: str, varies: bool, stem: str = "v"
+    ) -> tuple[str, DType, bool]:
         name = f"{stem}{len(self.lines)}"
         self.lines.append(Statement(name, register(dtype), text, varies))
         return name, dtype, varies
@@ -46,9 +48,7 @@ class Statements:
 
     def add(self, node: Any) -> tuple[str, DType, bool]:
         """A pointwise node whose operands are there."""
-        args = [
-            self.values[a][:2] if isinstance(a, Op) else a for a in node.values
-        ]
+        args = [self.values[a][:2] if isinstance(a, Op) else a for a in node.values]
         varies = any(self.values[a][2] for a in node.values if isinstance(a, Op))
         text = express(node, args, self.numbers.scalar)
         self.work += cost(node) if varies else 0

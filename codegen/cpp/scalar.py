@@ -24,7 +24,9 @@ STORAGE = {
 }  # fmt: skip
 REGISTER = STORAGE | {"bf16": "float", "f16": "float"}  # what a loaded element is
 LIMITS = {"i64": 63, "i32": 31, "i16": 15, "i8": 7, "u8": 8}
-Number = Callable[[sympy.Expr], str]  # a number known at the call -> the C++ expression that reads it
+Number = Callable[
+    [sympy.Expr], str
+]  # a number known at the call -> the C++ expression that reads it
 
 
 def storage(dtype: DType) -> str:

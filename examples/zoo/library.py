@@ -268,12 +268,15 @@ LIBRARY: dict[str, Architecture] = {
     "wan": Architecture(
         _wan, _wan_inputs, (3, 5), _batch("hidden_states", "timestep", "encoder_hidden_states")
     ),
-    "vae": Architecture(_vae, lambda n: {"sample": torch.rand(n, 3, 16, 16)}, (2, 3), {"sample": 0}),
+    "vae": Architecture(
+        _vae, lambda n: {"sample": torch.rand(n, 3, 16, 16)}, (2, 3), {"sample": 0}
+    ),
     "mobilenet-v1": Architecture(
-        _mobilenet, lambda n: {"pixel_values": torch.rand(n, 3, 64, 64)}, (2, 3), {"pixel_values": 0}
+        _mobilenet,
+        lambda n: {"pixel_values": torch.rand(n, 3, 64, 64)},
+        (2, 3),
+        {"pixel_values": 0},
     ),
-    "rlfn": Architecture(
-        _rlfn, lambda n: {"x": torch.rand(n, 3, 24, 32) * 255}, (2, 3), {"x": 0}
-    ),
+    "rlfn": Architecture(_rlfn, lambda n: {"x": torch.rand(n, 3, 24, 32) * 255}, (2, 3), {"x": 0}),
 }
 """The last is this repository's own; the first seven cover the operators of current models."""

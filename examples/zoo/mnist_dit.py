@@ -41,9 +41,7 @@ class Block(nn.Module):
         self.wk = nn.Linear(WIDTH, HEADS * HEAD)
         self.wv = nn.Linear(WIDTH, HEADS * HEAD)
         self.lv = nn.Linear(HEADS * HEAD, WIDTH)
-        self.ff = nn.Sequential(
-            nn.Linear(WIDTH, 4 * WIDTH), nn.ReLU(), nn.Linear(4 * WIDTH, WIDTH)
-        )
+        self.ff = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.ReLU(), nn.Linear(4 * WIDTH, WIDTH))
 
     def attention(self, x: Tensor) -> Tensor:
         """[B, L, C] -> [B, L, C]."""

@@ -64,9 +64,7 @@ class MnistUNet(nn.Module):
         self.downs = nn.ModuleList(nn.Conv2d(c, c, 2, stride=2) for c in CHANNELS[1:4])
         self.pe_mid = nn.Linear(TIME, CHANNELS[3])
         self.mid = _stage(CHANNELS[3], CHANNELS[4], SIZES[3])
-        self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(up[i], up[i + 1], 2, stride=2) for i in levels
-        )
+        self.ups = nn.ModuleList(nn.ConvTranspose2d(up[i], up[i + 1], 2, stride=2) for i in levels)
         self.pe_linears_de = nn.ModuleList(nn.Linear(TIME, up[i]) for i in levels)
         self.decoders = nn.ModuleList(_stage(up[i], up[i + 1], SIZES[2 - i]) for i in levels)
         self.conv_out = nn.Conv2d(CHANNELS[1], 1, 3, padding=1)

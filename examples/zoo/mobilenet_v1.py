@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class MobileNetV1(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv0 = SameConv2d(3, WIDTHS[0], 3, stride=2)
-        for i, (into, out) in enumerate(zip(WIDTHS, WIDTHS[1:]), 1):
+        for i, (into, out) in enumerate(pairwise(WIDTHS), 1):
             stride = 2 if i in DOWN else 1
             self.add_module(f"dw{i}", SameConv2d(into, into, 3, stride=stride, groups=into))
             self.add_module(f"pw{i}", nn.Conv2d(into, out, 1))

@@ -48,9 +48,10 @@ def overload(target: str) -> torch._ops.OpOverload:
     """`namespace.name.overload` -> the torch operator; OpError when this torch has none."""
     space, _, rest = target.partition(".")
     name, _, which = rest.rpartition(".")
-    packet = getattr(getattr(torch.ops, space), name, None)
+    packet = getattr(getattr(torch.ops, space), name, None) if name else None
     if packet is None or not hasattr(packet, which):
-        raise OpError(f"this torch has no operator {target}", fix="check the name, or the torch version")
+        fix = "check the name, or the torch version"
+        raise OpError(f"this torch has no operator {target}", fix=fix)
     return getattr(packet, which)
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from ..op import Cost, Op, Value, op
-from ..types import Tensor, Type
-from .common import broadcast, promote
+from ..types import Tensor, Type, boolean
+from .common import broadcast, may_equal, promote
 
 
 @op("attention")
@@ -35,6 +35,10 @@ class Attention(Op):
             raise self.fail("q, k and v need at least two dimensions")
         if not q.dtype == k.dtype == v.dtype:
             raise self.fail(f"q is {q.dtype}, k is {k.dtype}, v is {v.dtype}")
+        if not (may_equal(q.shape[-1], k.shape[-1]) and may_equal(k.shape[-2], v.shape[-2])):
+            raise self.fail("q and k differ in their last size, or k and v in the one before")
+        if self.mask is not None and self.mask.dtype not in (q.dtype, boolean):
+            raise self.fail(f"the mask is {self.mask.dtype}, neither {q.dtype} nor bool")
         if self.gqa:
             lead = q.shape[:-2]
         else:
@@ -42,6 +46,12 @@ class Attention(Op):
         return Tensor((*lead, q.shape[-2], v.shape[-1]), q.dtype)
 
     def reference(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
+        if self.causal and mask is not None:  # torch takes one of them
+            past = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
+            mask = mask & past if mask.dtype == torch.bool else mask.masked_fill(~past, -torch.inf)
+            return F.scaled_dot_product_attention(
+                q, k, v, mask, scale=self.scale, enable_gqa=self.gqa
+            )
         return F.scaled_dot_product_attention(
             q, k, v, mask, is_causal=self.causal, scale=self.scale, enable_gqa=self.gqa
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import sympy
@@ -15,7 +15,7 @@ from ..types import DType, Layout, Tensor, row_major
 _NUMBERS = {bool: torch.bool, int: torch.int64, complex: torch.complex64}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _promote(a: torch.dtype, b: torch.dtype) -> torch.dtype:
     return torch.promote_types(a, b)
 
@@ -83,6 +83,27 @@ def broadcast(node: Op, *shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
             raise node.fail(f"shapes {listed} do not broadcast in dimension {axis}")
         result.append(known[0] if known else wide[0] if wide else 1)
     return tuple(result)
+
+
+def may_equal(a: Dim, b: Dim) -> bool:
+    """Not known to differ."""
+    return not (isinstance(a, int) and isinstance(b, int)) or a == b
+
+
+def check_shape(node: Op, name: str, *shape: Dim) -> None:
+    """An operand, where it is given, must have the shape, as far as sizes are known."""
+    operand = getattr(node, name)
+    if operand is None:
+        return
+    have = operand.shape
+    if len(have) != len(shape) or not all(map(may_equal, have, shape)):
+        raise node.fail(f"{name} has shape {list(have)}, not {list(shape)}")
+
+
+def check_sizes(node: Op, sizes: tuple[Dim, ...]) -> None:
+    """Sizes given as attributes must not be negative, as far as they are known."""
+    if any(isinstance(s, int) and s < 0 for s in sizes):
+        raise node.fail(f"negative size in {list(sizes)}")
 
 
 def common_layout(shape: tuple[Dim, ...], *types: Tensor) -> Layout:

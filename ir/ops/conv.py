@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from ..op import Cost, Op, Value, op
 from ..symbols import Dim, dim, floordiv, product
 from ..types import Tensor, Type, channels_last, row_major
+from .common import check_shape
 
 
 class Conv(Op):
@@ -33,12 +34,15 @@ class Conv(Op):
         if isinstance(given, int) and isinstance(w.shape[1], int):
             if given != w.shape[1] * self.groups:
                 raise self.fail(f"x has {given} channels, w takes {w.shape[1] * self.groups}")
+        if isinstance(w.shape[0], int) and w.shape[0] % self.groups:
+            raise self.fail(f"{w.shape[0]} results do not split into {self.groups} groups")
+        check_shape(self, "bias", w.shape[0])
         sizes = []
         for axis in range(self.spatial):
             reach = self.dilation[axis] * (w.shape[axis + 2] - 1) + 1
-            room = x.shape[axis + 2] + 2 * self.padding[axis] - reach
-            sizes.append(dim(floordiv(dim(room), self.stride[axis]) + 1))
-            if isinstance(sizes[-1], int) and sizes[-1] < 0:
+            room = dim(x.shape[axis + 2] + 2 * self.padding[axis] - reach)
+            sizes.append(dim(floordiv(room, self.stride[axis]) + 1))
+            if isinstance(room, int) and room < 0:
                 raise self.fail(f"the kernel is larger than the padded input in dimension {axis}")
         last = channels_last in (x.layout, w.layout)
         layout = channels_last if last else row_major

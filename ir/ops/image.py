@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from ..op import Op, Value, op
 from ..symbols import Dim, dim, floordiv
 from ..types import Tensor, Type
+from .common import check_sizes
 
 
 class Pool2d(Op):
@@ -35,6 +36,8 @@ class Pool2d(Op):
     def _size(self, size: Dim, i: int) -> Dim:
         stride, pad = self.stride[i], self.padding[i]
         room = dim(size + 2 * pad - self.window()[i])
+        if isinstance(room, int) and room < 0:
+            raise self.fail(f"the window is larger than the padded input in dimension {i}")
         if not self.ceil_mode:
             return dim(floordiv(room, stride) + 1)
         out = dim(floordiv(dim(room + stride - 1), stride) + 1)
@@ -102,6 +105,9 @@ class Interpolate(Op):
         t = self.x.tensor
         if t.rank != 4:
             raise self.fail("x needs 4 dimensions")
+        if self.mode not in ("nearest", "nearest-exact", "bilinear", "bicubic"):
+            raise self.fail(f"unknown mode {self.mode!r}")
+        check_sizes(self, self.size)
         return Tensor((*t.shape[:2], *self.size), t.dtype, t.layout)
 
     def reference(self, x: Any) -> Any:
@@ -113,6 +119,4 @@ class Interpolate(Op):
                 return aten._upsample_nearest_exact2d(x, self.size, *self.scales)
             case "bilinear":
                 return aten.upsample_bilinear2d(x, self.size, self.align_corners, *self.scales)
-            case "bicubic":
-                return aten.upsample_bicubic2d(x, self.size, self.align_corners, *self.scales)
-        raise self.fail(f"unknown mode {self.mode!r}")
+        return aten.upsample_bicubic2d(x, self.size, self.align_corners, *self.scales)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from ..op import Cost, Op, Value, op
 from ..symbols import Dim
 from ..types import DType, Tensor, Type
+from .common import check_sizes
 
 
 @op("embedding")
@@ -42,6 +43,7 @@ class Arange(Op):
     step: int | float | sympy.Expr = 1
 
     def infer(self) -> Type:
+        check_sizes(self, (self.size,))
         return Tensor((self.size,), self.dtype_)
 
     def reference(self) -> Any:
@@ -59,7 +61,8 @@ class Full(Op):
     dtype_: DType
 
     def infer(self) -> Type:
-        return Tensor(tuple(self.to), self.dtype_)
+        check_sizes(self, self.to)
+        return Tensor(self.to, self.dtype_)
 
     def reference(self) -> Any:
         return torch.full(self.to, self.value, dtype=self.dtype_.torch)

@@ -8,14 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from ..op import Cost, Op, Value, op
-from ..symbols import Dim
 from ..types import Tensor, Type
-from .common import broadcast
-
-
-def _equal(a: Dim, b: Dim) -> bool:
-    """Not known to differ."""
-    return not (isinstance(a, int) and isinstance(b, int)) or a == b
+from .common import broadcast, check_shape, may_equal
 
 
 @op("linear")
@@ -28,10 +22,11 @@ class Linear(Op):
 
     def infer(self) -> Type:
         x, w = self.x.tensor, self.w.tensor
-        if x.rank == 0 or w.rank != 2 or not _equal(x.shape[-1], w.shape[1]):
+        if x.rank == 0 or w.rank != 2 or not may_equal(x.shape[-1], w.shape[1]):
             raise self.fail("the last dimension of x must be the second of w")
         if x.dtype != w.dtype:
             raise self.fail(f"x is {x.dtype}, w is {w.dtype}")
+        check_shape(self, "bias", w.shape[0])
         return Tensor((*x.shape[:-1], w.shape[0]), x.dtype)
 
     def reference(self, x: Any, w: Any, bias: Any) -> Any:
@@ -54,7 +49,7 @@ class Matmul(Op):
             raise self.fail("operands need at least one dimension")
         if a.dtype != b.dtype:
             raise self.fail(f"a is {a.dtype}, b is {b.dtype}")
-        if not _equal(a.shape[-1], b.shape[-2] if b.rank > 1 else b.shape[-1]):
+        if not may_equal(a.shape[-1], b.shape[-2] if b.rank > 1 else b.shape[-1]):
             raise self.fail("inner sizes differ")
         lead = broadcast(self, a.shape[:-2], b.shape[:-2])
         rows = a.shape[-2:-1] if a.rank > 1 else ()

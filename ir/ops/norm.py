@@ -7,7 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 
 from ..op import Cost, Op, Value, op
-from ..types import Tensor, Type
+from ..types import Type
+from .common import check_shape
 
 
 class Norm(Op):
@@ -24,8 +25,36 @@ class Norm(Op):
         return Cost(8 * self.tensor.numel, self.bytes_moved())
 
 
+class LastNorm(Norm):
+    """Base of norms over the last `dims` dimensions."""
+
+    dims: int
+
+    def infer(self) -> Type:
+        t = self.x.tensor
+        if not 1 <= self.dims <= t.rank:
+            raise self.fail(f"x has {t.rank} dimensions, {self.dims} are to be normalised")
+        for name in ("weight", "bias"):
+            if hasattr(self, name):
+                check_shape(self, name, *t.shape[t.rank - self.dims :])
+        return super().infer()
+
+
+class ChannelNorm(Norm):
+    """Base of norms with a number for each channel (dimension 1)."""
+
+    def infer(self) -> Type:
+        t = self.x.tensor
+        if t.rank < 2:
+            raise self.fail("x needs a channel dimension")
+        for name in ("mean", "var", "weight", "bias"):
+            if hasattr(self, name):
+                check_shape(self, name, t.shape[1])
+        return super().infer()
+
+
 @op("layer_norm")
-class LayerNorm(Norm):
+class LayerNorm(LastNorm):
     """(x - mean) / sqrt(var + eps) * weight + bias over the last `dims` dimensions."""
 
     x: Value
@@ -39,8 +68,8 @@ class LayerNorm(Norm):
 
 
 @op("rms_norm")
-class RmsNorm(Norm):
-    """x / sqrt(mean(x^2) + eps) * weight over the last `dims` dimensions, in float32 for 16-bit x."""
+class RmsNorm(LastNorm):
+    """x / sqrt(mean(x^2) + eps) * weight over the last `dims` dimensions; 16-bit x in float32."""
 
     x: Value
     weight: Value | None = None
@@ -52,7 +81,7 @@ class RmsNorm(Norm):
 
 
 @op("group_norm")
-class GroupNorm(Norm):
+class GroupNorm(ChannelNorm):
     """Normalise each of `groups` groups of channels (dimension 1) over channels and space."""
 
     x: Value
@@ -62,17 +91,18 @@ class GroupNorm(Norm):
     eps: float = 1e-5
 
     def infer(self) -> Type:
-        channels = self.x.shape[1] if self.x.tensor.rank > 1 else 1
+        result = super().infer()
+        channels = self.x.shape[1]
         if isinstance(channels, int) and channels % self.groups:
             raise self.fail(f"{channels} channels do not split into {self.groups} groups")
-        return super().infer()
+        return result
 
     def reference(self, x: Any, weight: Any, bias: Any) -> Any:
         return F.group_norm(x, self.groups, weight, bias, self.eps)
 
 
 @op("batch_norm")
-class BatchNorm(Norm):
+class BatchNorm(ChannelNorm):
     """Inference: (x - mean) / sqrt(var + eps) * weight + bias per channel (dimension 1)."""
 
     x: Value
@@ -81,13 +111,6 @@ class BatchNorm(Norm):
     weight: Value | None = None
     bias: Value | None = None
     eps: float = 1e-5
-
-    def infer(self) -> Type:
-        t = super().infer()
-        assert isinstance(t, Tensor)
-        if t.rank < 2:
-            raise self.fail("x needs a channel dimension")
-        return t
 
     def reference(self, x: Any, mean: Any, var: Any, weight: Any, bias: Any) -> Any:
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)

@@ -58,9 +58,20 @@ def unary(name: str, fn: Callable[..., Any], result: str = "same") -> type[Point
 
 
 def binary(
-    name: str, fn: Callable[..., Any], result: str = "same", *, commutative: bool = False
+    name: str,
+    fn: Callable[..., Any],
+    result: str = "same",
+    *,
+    commutative: bool = False,
+    numbers: str = "ab",
 ) -> type[Pointwise]:
-    def reference(self: Op, a: Any, b: Any) -> Any:
+    """numbers: the operands that fn itself takes as a number."""
+
+    def reference(self: Any, a: Any, b: Any) -> Any:
+        if not isinstance(a, torch.Tensor) and "a" not in numbers:
+            (a,) = _as_tensors(self.compute_dtype, a)
+        if not isinstance(b, torch.Tensor) and "b" not in numbers:
+            (b,) = _as_tensors(self.compute_dtype, b)
         return fn(a, b)
 
     body = {
@@ -69,6 +80,12 @@ def binary(
         "__doc__": f"y = {name}(a, b)",
     }  # fmt: skip
     return op(name)(type(_camel(name), (Pointwise,), body))
+
+
+def _as_tensors(dtype: DType, *values: Any) -> list[Any]:
+    """Numbers as 0-d tensors; tensors and absent operands as they are."""
+    is_number = (int, float, complex)
+    return [torch.tensor(v, dtype=dtype.torch) if isinstance(v, is_number) else v for v in values]
 
 
 def _camel(name: str) -> str:
@@ -93,8 +110,8 @@ for _name, _fn in (
     ("hardswish", F.hardswish), ("hardsigmoid", F.hardsigmoid), ("log_sigmoid", F.logsigmoid),
 ):  # fmt: skip
     unary(_name, _fn, "float")
-for _name, _fn in (("isnan", torch.isnan), ("isinf", torch.isinf), ("logical_not", torch.logical_not)):
-    unary(_name, _fn, "bool")
+for _name in ("isnan", "isinf", "logical_not"):
+    unary(_name, getattr(torch, _name), "bool")
 
 for _name, _fn in (
     ("add", torch.add), ("mul", torch.mul), ("bitwise_and", torch.bitwise_and),
@@ -102,21 +119,21 @@ for _name, _fn in (
 ):  # fmt: skip
     binary(_name, _fn, commutative=True)
 for _name in ("maximum", "minimum"):
-    binary(_name, getattr(torch, _name), commutative=True)
+    binary(_name, getattr(torch, _name), commutative=True, numbers="")
 binary("sub", torch.sub)
 binary("div", torch.div, "float")
 binary("div_floor", lambda a, b: torch.div(a, b, rounding_mode="floor"))
 binary("div_trunc", lambda a, b: torch.div(a, b, rounding_mode="trunc"))
 binary("remainder", torch.remainder)
-binary("fmod", torch.fmod)
+binary("fmod", torch.fmod, numbers="b")
 binary("pow", torch.pow)
-binary("atan2", torch.atan2, "float")
+binary("atan2", torch.atan2, "float", numbers="")
 for _name in ("eq", "ne"):
-    binary(_name, getattr(torch, _name), "bool", commutative=True)
+    binary(_name, getattr(torch, _name), "bool", commutative=True, numbers="b")
 for _name in ("lt", "le", "gt", "ge"):
-    binary(_name, getattr(torch, _name), "bool")
+    binary(_name, getattr(torch, _name), "bool", numbers="b")
 for _name in ("logical_and", "logical_or", "logical_xor"):
-    binary(_name, getattr(torch, _name), "bool", commutative=True)
+    binary(_name, getattr(torch, _name), "bool", commutative=True, numbers="")
 
 
 @op("leaky_relu")
@@ -174,7 +191,14 @@ class Clamp(Pointwise):
     low: Operand | None = None
     high: Operand | None = None
 
+    def infer(self) -> Type:
+        if self.low is None and self.high is None:
+            raise self.fail("neither low nor high is given")
+        return super().infer()
+
     def reference(self, x: Any, low: Any, high: Any) -> Any:
+        if isinstance(low, torch.Tensor) or isinstance(high, torch.Tensor):
+            low, high = _as_tensors(self.compute_dtype, low, high)
         return torch.clamp(x, low, high)
 
 
@@ -196,9 +220,9 @@ class Where(Pointwise):
         return super().infer()
 
     def reference(self, cond: Any, a: Any, b: Any) -> Any:
-        dtype = self.compute_dtype.torch
-        a, b = (v if isinstance(v, torch.Tensor) else torch.tensor(v, dtype=dtype) for v in (a, b))
-        return torch.where(cond.bool(), a.to(dtype), b.to(dtype))
+        dtype = self.compute_dtype
+        a, b = _as_tensors(dtype, a, b)
+        return torch.where(cond.bool(), a.to(dtype.torch), b.to(dtype.torch))
 
 
 @op("cast")

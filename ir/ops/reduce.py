@@ -9,7 +9,7 @@ import torch
 
 from ..op import Cost, Op, Value, numel, op
 from ..types import DType, Tensor, Type, boolean, i64
-from .common import as_float, axis_of
+from .common import axis_of
 
 
 class Reduction(Op):
@@ -35,7 +35,8 @@ class Reduction(Op):
             raise self.fail(f"dimensions {self.dims} must be distinct, sorted and non-negative")
         if self.result == "float" and t.dtype.kind not in ("float", "complex"):
             raise self.fail(f"mean of {t.dtype}")
-        shape = [1 if i in axes else s for i, s in enumerate(t.shape) if self.keepdim or i not in axes]
+        sizes = [None if i in axes else s for i, s in enumerate(t.shape)]
+        shape = (1 if s is None else s for s in sizes if self.keepdim or s is not None)
         return Tensor(tuple(shape), self.result_dtype())
 
     def cost(self) -> Cost:
@@ -44,7 +45,9 @@ class Reduction(Op):
 
 def _reduction(name: str, fn: Callable[..., Any], result: str = "same") -> type[Reduction]:
     def reference(self: Any, x: Any) -> Any:
-        return fn(x, self.dims, self.keepdim) if x.dim() else fn(x.reshape(1), (0,), False)
+        if not x.dim() or not self.dims:  # torch takes () for all dimensions
+            return fn(x.unsqueeze(-1), (x.dim(),), False)
+        return fn(x, self.dims, self.keepdim)
 
     body = {
         "__annotations__": {"x": Value, "dims": tuple[int, ...], "keepdim": bool},
@@ -60,7 +63,7 @@ def _prod(x: Any, dims: tuple[int, ...], keepdim: bool) -> Any:
     return x
 
 
-_reduction("sum", lambda x, d, k: torch.sum(x, d, k) if d else x.clone(), "wide")
+_reduction("sum", lambda x, d, k: torch.sum(x, d, k), "wide")
 _reduction("prod", _prod, "wide")
 _reduction("mean", lambda x, d, k: torch.mean(x, d, k), "float")
 _reduction("amax", lambda x, d, k: torch.amax(x, d, k))
@@ -78,7 +81,9 @@ class RowOp(Op):
     def infer(self) -> Type:
         t = self.x.tensor
         axis_of(self, self.dim, t.rank)
-        return t.with_(dtype=as_float(t.dtype))
+        if not t.dtype.is_float:
+            raise self.fail(f"x is {t.dtype}, not a float type")
+        return t
 
     def cost(self) -> Cost:
         return Cost(5 * self.tensor.numel, self.bytes_moved())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ..op import Cost, Op, Value, op
 from ..symbols import Dim, dim, floordiv, product
 from ..types import Layout, Tensor, Type, row_major
-from .common import axis_of, common_layout, promote
+from .common import axis_of, check_sizes, common_layout, may_equal, promote
 
 
 class View(Op):
@@ -31,6 +31,7 @@ class Reshape(View):
 
     def infer(self) -> Type:
         t = self.x.tensor
+        check_sizes(self, self.to)
         before, after = t.numel, product(self.to)
         if isinstance(before, int) and isinstance(after, int) and before != after:
             raise self.fail(f"{before} elements do not fill shape {list(self.to)}")
@@ -66,6 +67,7 @@ class Expand(View):
 
     def infer(self) -> Type:
         t = self.x.tensor
+        check_sizes(self, self.to)
         if len(self.to) < t.rank:
             raise self.fail(f"cannot expand to fewer dimensions {list(self.to)}")
         for have, want in zip(reversed(t.shape), reversed(self.to), strict=False):
@@ -90,10 +92,13 @@ class Slice(View):
     def infer(self) -> Type:
         t = self.x.tensor
         axis = axis_of(self, self.dim, t.rank)
+        if not t.rank or self.step < 1:
+            raise self.fail(f"step {self.step} in a tensor with {t.rank} dimensions")
+        check_sizes(self, (self.start, self.size))
         have = t.shape[axis]
         if isinstance(have, int) and isinstance(self.start, int) and isinstance(self.size, int):
             last = self.start + (self.size - 1) * self.step
-            if self.start < 0 or self.size < 0 or (self.size and last >= have):
+            if self.size and last >= have:
                 raise self.fail(f"elements {self.start}..{last} of dimension {axis} with {have}")
         layout = t.layout
         return Tensor((*t.shape[:axis], self.size, *t.shape[axis + 1 :]), t.dtype, layout)
@@ -153,9 +158,12 @@ class Cat(Op):
         types = [x.tensor for x in self.xs]
         first = types[0]
         axis = axis_of(self, self.dim, first.rank)
-        for t in types[1:]:
-            if t.rank != first.rank:
-                raise self.fail("operands have different numbers of dimensions")
+        if not first.rank or any(t.rank != first.rank for t in types):
+            raise self.fail("operands have no dimensions, or different numbers of them")
+        for t in types:
+            for i, (a, b) in enumerate(zip(t.shape, first.shape, strict=True)):
+                if i != axis and not may_equal(a, b):
+                    raise self.fail(f"sizes {b} and {a} of dimension {i} differ")
         total: Any = sum(t.shape[axis] for t in types)
         shape = (*first.shape[:axis], dim(total), *first.shape[axis + 1 :])
         layouts = {t.layout.name for t in types}
@@ -204,8 +212,9 @@ class Flip(Op):
     dims: tuple[int, ...]
 
     def infer(self) -> Type:
-        for d in self.dims:
-            axis_of(self, d, self.x.tensor.rank)
+        axes = {axis_of(self, d, self.x.tensor.rank) for d in self.dims}
+        if len(axes) != len(self.dims):
+            raise self.fail(f"a dimension appears twice in {self.dims}")
         return self.x.tensor.with_(layout=row_major)
 
     def reference(self, x: Any) -> Any:
@@ -247,8 +256,8 @@ class PixelUnshuffle(Op):
     def infer(self) -> Type:
         t = self.x.tensor
         r = self.factor
-        if t.rank < 3:
-            raise self.fail("needs at least 3 dimensions")
+        if t.rank < 3 or any(isinstance(s, int) and s % r for s in t.shape[-2:]):
+            raise self.fail(f"height and width must be multiples of {r}")
         *lead, c, h, w = t.shape
         return Tensor((*lead, dim(c * r * r), floordiv(h, r), floordiv(w, r)), t.dtype)
 

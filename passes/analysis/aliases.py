@@ -14,7 +14,9 @@ from . import analysis
 def viewed(node: Op) -> Op | None:
     """The value whose memory `node` may show, one step; None where it has memory of its own."""
     if isinstance(node, Item) and not node.x.view:
-        return None  # results of one op are distinct, unless the op itself is a view (split, unbind)
+        return (
+            None  # results of one op are distinct, unless the op itself is a view (split, unbind)
+        )
     return node.operands[0] if node.view and node.operands else None
 
 

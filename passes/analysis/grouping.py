@@ -63,7 +63,9 @@ class Grouping:
         for g in wanted:
             above |= self.above.pop(g)
         above &= ~mask
-        merged = sorted((n for g in wanted for n in self.members.pop(g)), key=self.position.__getitem__)
+        merged = sorted(
+            (n for g in wanted for n in self.members.pop(g)), key=self.position.__getitem__
+        )
         first = wanted[0]
         self.members[first], self.above[first] = merged, above
         for node in merged:
@@ -88,8 +90,4 @@ def results_of(graph: Graph, members: Iterable[Op]) -> tuple[Op, ...]:
     """Members that are read outside, or are outputs of the graph, in the order given."""
     members = list(members)
     inside, outputs = set(members), set(graph.outputs)
-    return tuple(
-        n for n in members if n in outputs or any(u not in inside for u in graph.users[n])
-    )
-
-
+    return tuple(n for n in members if n in outputs or any(u not in inside for u in graph.users[n]))

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -179,7 +180,7 @@ def test_two_processes_build_once(tmp_path, monkeypatch):
 
 
 def test_a_killed_build_leaves_nothing_in_the_way(cache, tmp_path, monkeypatch):
-    log = tmp_path / "log"
+    log, real = tmp_path / "log", find_toolchain().path
     monkeypatch.setenv("CXX", slow_compiler(tmp_path / "slow-cxx", 3, log))
     victim = Child(build_in_child)
     wait_for(log.exists)
@@ -187,7 +188,7 @@ def test_a_killed_build_leaves_nothing_in_the_way(cache, tmp_path, monkeypatch):
     victim.process.join()
     assert not list((cache / "v1").glob("objects/*/*"))
     assert len(list((cache / "v1" / "tmp").iterdir())) == 1
-    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("CXX", real)
     assert Child(build_in_child).result() == (42, True)
     assert not list((cache / "v1" / "tmp").iterdir())
 
@@ -294,13 +295,16 @@ def test_the_precompiled_header_is_used(cache, tmp_path):
     assert answer(build(twice, flags=["-O0"])) == 42
 
 
-def test_an_old_unfinished_entry_is_swept(cache):
-    build(SOURCE)
-    left = cache / "v1" / "tmp" / "abc.xyz"
-    left.mkdir()
-    os.utime(left, (0, 0))
-    build(SOURCE + "//")
-    assert not left.exists()
+def test_work_of_dead_processes_is_swept_and_that_of_living_ones_is_not(cache):
+    tmp, locks = cache / "v1" / "tmp", cache / "v1" / "locks"
+    for name in ("objects-dead.xyz", "objects-living.xyz"):
+        (tmp / name).mkdir(parents=True)
+    locks.mkdir()
+    with open(locks / "objects-living", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build(SOURCE)
+    assert [path.name for path in tmp.iterdir()] == ["objects-living.xyz"]
+    assert [path.name for path in locks.iterdir()] == ["objects-living"]
 
 
 def test_the_manifest_holds_the_parts_of_the_key():

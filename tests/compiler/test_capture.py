@@ -387,6 +387,16 @@ def broadcast_and_write(a):
     return a * 2
 
 
+def broadcast_beside_a_write(a):
+    x, y = torch.broadcast_tensors(a.type_as(a), a[0])
+    kept = torch.zeros(3).index_add_(0, torch.tensor([1]), x.mT.reshape(-1)[:1])
+    return x + y, kept.mul_(2)
+
+
+def test_undeclared_view_of_what_nobody_writes_is_taken():
+    assert "broadcast_tensors" in operators(compiled(broadcast_beside_a_write, rand(3, 4)))
+
+
 @pytest.mark.parametrize(
     "fn, reason",
     [

@@ -25,7 +25,9 @@ class Ran:
     def body(self) -> str:
         """The text of the graph without its first line, digests and indentation."""
         lines = [line.strip() for line in self.after.text.splitlines()[1:]]
-        return "\n".join(line.split(", digest=")[0] + ")" if "digest=" in line else line for line in lines)
+        return "\n".join(
+            line.split(", digest=")[0] + ")" if "digest=" in line else line for line in lines
+        )
 
     @property
     def unchanged(self) -> bool:
@@ -99,9 +101,13 @@ def run():
         for got, want in zip(interpret(after, inputs), interpret(before, inputs), strict=True):
             assert got.dtype == want.dtype and got.shape == want.shape
             if allowed == 0.0:
-                same = torch.equal(got, want) if not want.dtype.is_floating_point else bool(
-                    ((got == want) | (got.isnan() & want.isnan())).all()
-                    and (got.signbit() == want.signbit())[~want.isnan()].all()
+                same = (
+                    torch.equal(got, want)
+                    if not want.dtype.is_floating_point
+                    else bool(
+                        ((got == want) | (got.isnan() & want.isnan())).all()
+                        and (got.signbit() == want.signbit())[~want.isnan()].all()
+                    )
                 )
                 assert same, f"not bit-equal: {got} {want}"
             elif want.dtype.is_floating_point:

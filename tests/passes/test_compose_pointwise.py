@@ -30,7 +30,13 @@ def test_composes_convolutions(run, first, second, kernel):
 
 @pytest.mark.parametrize("bias", ["", ", b1"])
 def test_composes_linears(run, bias):
-    lines = [w("w1", [8, 6]), w("w2", [5, 8]), w("b1", [8]), f"c = linear(x, w1{bias})", "y = linear(c, w2)"]
+    lines = [
+        w("w1", [8, 6]),
+        w("w2", [5, 8]),
+        w("b1", [8]),
+        f"c = linear(x, w1{bias})",
+        "y = linear(c, w2)",
+    ]
     ran = run(program(*lines, args="x: f32[3, 4, 6]"), COMPOSE)
     assert heavy(ran) == ["linear"]
 
@@ -40,14 +46,22 @@ def test_refuses_a_bottleneck(run):
     ran = run(program(*lines, args="x: f32[3, 256]"), COMPOSE)
     assert ran.unchanged
     assert ran.reasons("ComposeLinear")[0] == "129024 more operations to save 16 bytes, each time"
-    assert heavy(run(program(*lines, args="x: f32[3, 256]"), "compose-pointwise{force=True}")) == ["linear"]
+    assert heavy(run(program(*lines, args="x: f32[3, 256]"), "compose-pointwise{force=True}")) == [
+        "linear"
+    ]
 
 
 def test_refuses_a_wide_second_kernel_and_other_users(run):
     lines = [w("w1", [8, 8, 1, 1]), w("w2", [4, 8, 3, 3]), "c = conv2d(x, w1)", "y = conv2d(c, w2)"]
     ran = run(program(*lines), COMPOSE)
     assert ran.reasons("ComposeConv")[0] == "the second convolution is not 1x1"
-    lines = [w("w1", [8, 8, 1, 1]), w("w2", [8, 8, 1, 1]), "c = conv2d(x, w1)", "d = conv2d(c, w2)", "y = add(c, d)"]
+    lines = [
+        w("w1", [8, 8, 1, 1]),
+        w("w2", [8, 8, 1, 1]),
+        "c = conv2d(x, w1)",
+        "d = conv2d(c, w2)",
+        "y = add(c, d)",
+    ]
     assert run(program(*lines), COMPOSE).reasons("ComposeConv")[0] == "conv2d is also used by add"
 
 

@@ -51,6 +51,11 @@ def test_random_ops_stay(run):
 
 
 def test_equal_weights_stay_apart(run):
-    lines = ('w = weight("a", digest="")', 'v = weight("a", digest="")', "y = add(w, v)", "z = add(x, y)")
+    lines = (
+        'w = weight("a", digest="")',
+        'v = weight("a", digest="")',
+        "y = add(w, v)",
+        "z = add(x, y)",
+    )
     text = program(*lines, result="z").replace("w =", "w: f32[4] =").replace("v =", "v: f32[4] =")
     assert run(text, CSE).unchanged

@@ -82,7 +82,13 @@ def test_refuses_statistics_from_inputs_and_shared_results(run):
     ran = run(program(*lines, args="x: f32[2, 2, 7, 5], mean: f32[4]"), FOLD)
     assert ran.unchanged
     assert ran.reasons("BatchNormIntoConv") == ["input is computed from inputs"]
-    lines = [w("k", [4, 2, 3, 3]), *weights(4), "c = conv2d(x, k)", BN.replace("y =", "n ="), "y = add(c, n)"]
+    lines = [
+        w("k", [4, 2, 3, 3]),
+        *weights(4),
+        "c = conv2d(x, k)",
+        BN.replace("y =", "n ="),
+        "y = add(c, n)",
+    ]
     ran = run(program(*lines, args="x: f32[2, 2, 7, 5]"), FOLD)
     assert ran.reasons("BatchNormIntoConv") == ["conv2d is also used by add"]
 

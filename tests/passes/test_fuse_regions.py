@@ -18,7 +18,9 @@ def w(name, shape):
 
 
 def bodies(ran):
-    return [[n.name for n in node.body.nodes] for node in ran.after.nodes if isinstance(node, Fused)]
+    return [
+        [n.name for n in node.body.nodes] for node in ran.after.nodes if isinstance(node, Fused)
+    ]
 
 
 def refuse(*names):
@@ -67,7 +69,14 @@ def test_casts_and_comparisons_join(run):
 
 @pytest.mark.parametrize("row", ["softmax(a, dim=-1)", "layer_norm(a, g, b)", "rms_norm(a, g)"])
 def test_one_row_op_with_prologue_and_epilogue(run, row):
-    lines = (w("g", [6]), w("b", [6]), "a = add(x, 1.0)", f"n = {row}", "m = mul(n, x)", "y = neg(m)")
+    lines = (
+        w("g", [6]),
+        w("b", [6]),
+        "a = add(x, 1.0)",
+        f"n = {row}",
+        "m = mul(n, x)",
+        "y = neg(m)",
+    )
     ran = run(program(*lines), FUSE)
     assert bodies(ran) == [["add", row.split("(")[0], "mul", "neg"]]
 
@@ -134,7 +143,9 @@ def test_a_refused_op_is_left_out(run):
 
 def test_a_refusal_without_a_culprit_drops_the_row_op_then_all(run):
     lines = ("a = exp(x)", "b = neg(a)", "s = softmax(b, dim=1)", "c = mul(s, 2.0)", "y = abs(c)")
-    ran = run(program(*lines), FUSE, supports=lambda n: yes if len(n.body.nodes) < 5 else no("too long"))
+    ran = run(
+        program(*lines), FUSE, supports=lambda n: yes if len(n.body.nodes) < 5 else no("too long")
+    )
     assert bodies(ran) == [["exp", "neg"], ["mul", "abs"]]
     ran = run(program(*lines), FUSE, supports=lambda n: no("never"))
     assert ran.unchanged and "never" in ran.reasons("FuseLoop")
@@ -178,7 +189,13 @@ def test_convolution_takes_its_epilogue(run):
 
 
 def test_the_op_before_an_anchor_stays_outside(run):
-    lines = (*CONV, "a = exp(x)", "b2 = neg(a)", "c = conv2d(b2, k, b, padding=(1, 1))", "y = relu(c)")
+    lines = (
+        *CONV,
+        "a = exp(x)",
+        "b2 = neg(a)",
+        "c = conv2d(b2, k, b, padding=(1, 1))",
+        "y = relu(c)",
+    )
     ran = run(program(*lines, args="x: f32[1, 3, 8, 8]"), FUSE)
     assert bodies(ran) == [["exp", "neg"], ["conv2d", "relu"]]
 
@@ -202,14 +219,25 @@ def test_a_result_used_outside_keeps_the_anchor_alone(run):
 
 
 def test_the_epilogue_ends_where_a_second_result_would_begin(run):
-    lines = (*CONV, "c = conv2d(x, k, b, padding=(1, 1))", "a = relu(c)", "d = add(a, r)", "y = neg(d)")
+    lines = (
+        *CONV,
+        "c = conv2d(x, k, b, padding=(1, 1))",
+        "a = relu(c)",
+        "d = add(a, r)",
+        "y = neg(d)",
+    )
     ran = run(program(*lines, args=IMAGE, result="d, y"), FUSE)
     assert bodies(ran) == [["conv2d", "relu", "add"]]
     assert ran.ops()[-1] == "neg"
 
 
 def test_the_later_anchor_takes_a_shared_add(run):
-    lines = (*CONV, "c = conv2d(x, k, b, padding=(1, 1))", "d = conv2d(x, k, padding=(1, 1))", "y = add(c, d)")
+    lines = (
+        *CONV,
+        "c = conv2d(x, k, b, padding=(1, 1))",
+        "d = conv2d(x, k, padding=(1, 1))",
+        "y = add(c, d)",
+    )
     ran = run(program(*lines, args="x: f32[1, 3, 8, 8]"), FUSE)
     assert bodies(ran) == [["conv2d", "add"]]
     assert ran.ops() == ["conv2d", "fused"]
@@ -217,7 +245,14 @@ def test_the_later_anchor_takes_a_shared_add(run):
 
 @pytest.mark.parametrize("call", ["linear(x, k, b)", "matmul(x, m)", "attention(x, x, x)"])
 def test_other_anchors(run, call):
-    lines = (w("k", [6, 6]), w("b", [6]), w("m", [6, 6]), f"h = {call}", "g = gelu(h)", "y = add(g, x)")
+    lines = (
+        w("k", [6, 6]),
+        w("b", [6]),
+        w("m", [6, 6]),
+        f"h = {call}",
+        "g = gelu(h)",
+        "y = add(g, x)",
+    )
     assert bodies(run(program(*lines), FUSE)) == [[call.split("(")[0], "gelu", "add"]]
 
 
@@ -230,7 +265,15 @@ def test_norm_before_linear_when_nothing_else_reads_it(run):
 
 
 def test_a_refused_norm_leaves_the_epilogue_and_joins_a_loop(run):
-    lines = (w("k", [8, 6]), w("g", [6]), "a = add(x, 1.0)", "n = rms_norm(a, g)", "h = linear(n, k)", "y = silu(h)")
+    lines = (
+        w("k", [8, 6]),
+        w("g", [6]),
+        "a = add(x, 1.0)",
+        "n = rms_norm(a, g)",
+        "h = linear(n, k)",
+        "y = silu(h)",
+    )
+
     def supports(node):
         names = [n.name for n in node.body.nodes]
         return no("no norm prologue") if {"rms_norm", "linear"} <= set(names) else yes
@@ -241,13 +284,24 @@ def test_a_refused_norm_leaves_the_epilogue_and_joins_a_loop(run):
 
 
 def test_pixel_shuffle_ends_a_convolution(run):
-    lines = (*CONV, "c = conv2d(x, k, b, padding=(1, 1))", "a = relu(c)", "y = pixel_shuffle(a, factor=2)")
+    lines = (
+        *CONV,
+        "c = conv2d(x, k, b, padding=(1, 1))",
+        "a = relu(c)",
+        "y = pixel_shuffle(a, factor=2)",
+    )
     ran = run(program(*lines, args="x: f32[1, 3, 8, 8]"), FUSE)
     assert bodies(ran) == [["conv2d", "relu", "pixel_shuffle"]]
 
 
 def test_a_refused_epilogue_shrinks(run):
-    lines = (*CONV, "c = conv2d(x, k, b, padding=(1, 1))", "a = relu(c)", "t = tan(a)", "y = add(t, r)")
+    lines = (
+        *CONV,
+        "c = conv2d(x, k, b, padding=(1, 1))",
+        "a = relu(c)",
+        "t = tan(a)",
+        "y = add(t, r)",
+    )
     ran = run(program(*lines, args=IMAGE), FUSE, supports=refuse("tan"))
     assert bodies(ran) == [["conv2d", "relu"]]
     assert ran.reasons("FuseEpilogue") == ["no kernel computes tan"]

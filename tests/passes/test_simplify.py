@@ -4,11 +4,24 @@ import pytest
 import torch
 
 from effc.ir import parse
-from effc.passes.simplify import holds
 from effc.ir.types import DTYPES
+from effc.passes.simplify import holds
 
 SPECIAL = torch.tensor(
-    [0.0, -0.0, 1.0, -1.5, float("inf"), float("-inf"), float("nan"), 1e-40, -3e-39, 65504.0, 3e38, 7.0]
+    [
+        0.0,
+        -0.0,
+        1.0,
+        -1.5,
+        float("inf"),
+        float("-inf"),
+        float("nan"),
+        1e-40,
+        -3e-39,
+        65504.0,
+        3e38,
+        7.0,
+    ]
 )
 
 
@@ -95,20 +108,26 @@ def test_neg_of_unsigned_stays(run):
 
 def test_expand_under_a_broadcasting_op_goes(run):
     ran = run(
-        program("b = expand(a, to=(4, 6)); y = mul(x, b)", args="x: f32[4, 6], a: f32[4, 1]"), "simplify"
+        program("b = expand(a, to=(4, 6)); y = mul(x, b)", args="x: f32[4, 6], a: f32[4, 1]"),
+        "simplify",
     )
     assert ran.body == "y0: f32[4, 6] = mul(x, a)\nreturn y0,"
 
 
 def test_expand_of_a_scalar_tensor_keeps_the_element_type(run):
     args = "x: bf16[4], a: f32[()]".replace("[()]", "[1]")
-    ran = run(program("b = reshape(a, to=()); c = expand(b, to=(4,)); y = gt(x, c)", args=args), "simplify")
+    ran = run(
+        program("b = reshape(a, to=()); c = expand(b, to=(4,)); y = gt(x, c)", args=args),
+        "simplify",
+    )
     assert ran.unchanged
     assert ran.reasons("DropExpand") == ["a 0-d operand computes in bf16"]
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f64", "bf16", "f16"])
-@pytest.mark.parametrize("body", ["y = pow(x, 2)", "y = pow(x, 0.5)", "y = div(x, 16)", "y = mul(x, -1)"])
+@pytest.mark.parametrize(
+    "body", ["y = pow(x, 2)", "y = pow(x, 0.5)", "y = div(x, 16)", "y = mul(x, -1)"]
+)
 def test_bit_equal_on_special_values(run, dtype, body):
     x = SPECIAL.to(DTYPES[dtype].torch)
     x = torch.cat([x, torch.randn(4096).mul(100).to(x.dtype)])
@@ -121,7 +140,9 @@ def test_holds_is_true_only_where_every_value_survives():
         "f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "bool")]  # fmt: skip
     for narrow in kinds:
         if narrow.bits > 16 and narrow.kind == "int":
-            values = torch.tensor([2**24 + 1, -(2**24) - 1, 2 ** (narrow.bits - 1) - 1]).to(narrow.torch)
+            values = torch.tensor([2**24 + 1, -(2**24) - 1, 2 ** (narrow.bits - 1) - 1]).to(
+                narrow.torch
+            )
         elif narrow.name == "bool":
             values = torch.tensor([False, True])
         elif narrow.bits <= 16:

@@ -1,0 +1,313 @@
+"""Kernels that reduce along some dimensions and compute with the results: softmax, norms, sums.
+
+The iteration space is rows (the dimensions that are kept) times the elements of a row. A program
+over it has values of two kinds, one an element or one a row. It runs in passes over each row: pass
+k computes what needs the reductions of pass k - 1. Elements needed in several passes are kept in a
+buffer when computing them again would cost more.
+
+Two layouts of the loops: along a row where its elements lie together, else over a block of
+neighbouring rows at once (`columns`), so that the innermost loop always walks memory in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from effc.ir import DType, Op
+from effc.ir.types import DTYPES
+
+from .kernel import kernel
+from .loops import Nest, Numbers, step
+from .pointwise import SHARE, Made
+from .region import store
+from .scalar import cost, express, literal, register, storage
+
+F32, F64, I64, BOOL = (DTYPES[n] for n in ("f32", "f64", "i64", "bool"))
+LANES = 64  # rows of a block in the columns layout
+CHEAP = 3  # work up to which an element is computed again instead of kept
+
+
+@dataclass(eq=False)
+class Value:
+    """A variable of the program. `text` has {0}, {1} ... for its arguments."""
+
+    kind: str  # "leaf" | "let" | "reduce"
+    dtype: DType
+    text: str
+    args: tuple[Value, ...] = ()
+    full: bool = True  # one an element; else one a row
+    level: int = 0  # the pass in which it can be computed first
+    work: int = 1
+    name: str = ""
+    reduction: str = ""
+
+
+@dataclass
+class Program:
+    """Statements over rows, in order."""
+
+    numbers: Numbers
+    values: list[Value] = field(default_factory=list)
+    nodes: dict[Op, Value] = field(default_factory=dict)
+
+    def leaf(self, dtype: DType, text: str, full: bool) -> Value:
+        return self._add(Value("leaf", dtype, f"effc::load({text})", full=full, work=1))
+
+    def let(self, dtype: DType, text: str, *args: Value, work: int = 1) -> Value:
+        full, level = any(a.full for a in args), max((a.level for a in args), default=0)
+        return self._add(Value("let", dtype, text, args, full, level, work))
+
+    def reduce(self, how: str, x: Value, dtype: DType) -> Value:
+        """how: sum | prod | amax | amin | any | all, of the elements of a row."""
+        made = Value("reduce", dtype, "", (x,), False, x.level + 1, 1, reduction=how)
+        return self._add(made)
+
+    def pointwise(self, node: Any) -> Value:
+        """A pointwise node whose operands are there."""
+        given = tuple(self.nodes[a] for a in node.values if isinstance(a, Op))
+        marks = iter(range(len(given)))
+        args = [
+            (f"\0{next(marks)}\0", self.nodes[a].dtype) if isinstance(a, Op) else a
+            for a in node.values
+        ]
+        text = express(node, args, self.numbers.scalar)
+        parts = text.replace("{", "{{").replace("}", "}}").split("\0")
+        text = "".join(f"{{{p}}}" if i % 2 else p for i, p in enumerate(parts))
+        self.nodes[node] = self.let(node.dtype, text, *given, work=cost(node))
+        return self.nodes[node]
+
+    def cast(self, x: Value, dtype: DType) -> Value:
+        """x as another element type, where that changes what is computed."""
+        if register(x.dtype) == register(dtype):
+            return x
+        return self.let(dtype, f"effc::cast<{register(dtype)}>({{0}})", x)
+
+    def _add(self, value: Value) -> Value:
+        value.name = f"v{len(self.values)}"
+        self.values.append(value)
+        return value
+
+
+Body = Callable[[Program], Sequence[Value]]
+
+
+def row_kernel(
+    nest: Nest, leaves: Sequence[Any], outs: int, reduced: Sequence[int], order: Sequence[int],
+    body: Body, *, kind: str = "rows", comment: Iterable[str] = (),
+) -> Made:  # fmt: skip
+    """Kernel of a program over `nest`.
+
+    reduced: dimensions of a row's elements. order: all dimensions, outermost in memory first.
+    Operands are outputs, then leaves; body(program) uses program.nodes[leaf] and gives the values
+    to store. An output that is one a row has stride 0 in the reduced dimensions.
+    """
+    kept = [a for a in order if a not in reduced]
+    outer = nest.collapsed(kept).at_least(1)
+    inner = nest.collapsed([a for a in order if a in reduced]).at_least(1)
+    return _Writer(outer, inner, list(leaves), outs, body, kind, tuple(comment)).made()
+
+
+class _Writer:
+    def __init__(self, outer: Nest, inner: Nest, leaves: list[Any], outs: int, body: Body,
+                 kind: str, comment: tuple[str, ...]) -> None:  # fmt: skip
+        self.outer, self.inner, self.leaves, self.outs = outer, inner, leaves, outs
+        self.kind, self.comment, self.body = kind, comment, body
+        self.numbers = Numbers()
+        self.names = [f"y{i}" for i in range(outs)] + [f"x{i}" for i in range(len(leaves))]
+        self.columns = self._by_columns()
+
+    def _by_columns(self) -> bool:
+        """Whether neighbouring rows, not neighbouring elements of a row, lie together."""
+        kept = reduced = 0
+        for i, o in enumerate(self.inner.operands):
+            full = any(s != 0 for s in o.strides)
+            last = self.outer.operands[i].kinds[-1]
+            weight = 2 if i >= self.outs else 1
+            reduced += weight * (full and o.kinds[-1] == 1)
+            kept += weight * (full and last == 1)
+        return kept > reduced
+
+    # -------------------------------------------------------------- places in memory
+
+    def _places(self) -> None:
+        """Text of sizes, of each operand's row address, and of its innermost element."""
+        add = self.numbers.add
+        self.outer_sizes = [add(("outer", a), s) for a, s in enumerate(self.outer.sizes)]
+        self.inner_sizes = [add(("inner", a), s) for a, s in enumerate(self.inner.sizes)]
+        self.rows, self.hops, self.elements = [], [], []
+        for i in range(len(self.names)):
+            across = [self._stride(i, a, self.outer, "outer") for a in range(self.outer.rank)]
+            along = [self._stride(i, a, self.inner, "inner") for a in range(self.inner.rank)]
+            if self.columns:
+                self.rows.append("".join(step(f"i{a}", s) for a, s in enumerate(across)))
+                self.hops.append([step(f"k{a}", s).strip() for a, s in enumerate(along)])
+                self.elements.append(step("j", across[-1]))
+            else:
+                self.rows.append("".join(step(f"i{a}", s) for a, s in enumerate(across)))
+                self.hops.append([step(f"k{a}", s).strip() for a, s in enumerate(along[:-1])])
+                self.elements.append(step("j", along[-1]))
+
+    def _stride(self, i: int, axis: int, nest: Nest, part: str) -> str:
+        kind, value = nest.operands[i].kind(axis), nest.operands[i].strides[axis]
+        return str(kind) if kind is not None else self.numbers.add((part, i, axis), value)
+
+    # -------------------------------------------------------------- the program in passes
+
+    def made(self) -> Made:
+        self._places()
+        program = Program(self.numbers)
+        for i, leaf in enumerate(self.leaves):
+            at = self.outs + i
+            operand = self.inner.operands[at]
+            full = any(s != 0 for s in operand.strides)
+            name = f"x{i}{'k' if full else 'r'}"
+            element = self.elements[at] if full or self.columns else ""
+            program.nodes[leaf] = program.leaf(operand.dtype, name + element, full)
+        self.results = list(self.body(program))
+        self.program = program
+        self.last = max((v.level for v in program.values), default=0)
+        self._decide_kept()
+        passes = [self._pass(k) for k in range(self.last + 1)]
+        work = sum(v.work for v in program.values if v.full) + len(self.names)
+        return self._fill([p for p in passes if p], work)
+
+    def _decide_kept(self) -> None:
+        """Which elements a pass leaves in a buffer for later ones."""
+        need: dict[Value, set[int]] = {}
+        again: dict[Value, int] = {}
+        self.kept: dict[Value, int] = {}  # value -> the pass that computes it
+        for v in self.program.values:
+            below = sum(again.get(a, 0) for a in v.args if a.full)
+            again[v] = v.work + below if v.full else 0
+        for v in self.results:
+            need.setdefault(v, set()).add(self._stored_in(v))
+        for v in reversed(self.program.values):
+            if v.kind == "reduce":
+                need.setdefault(v.args[0], set()).add(v.args[0].level)
+            passes = need.get(v, set())
+            if not v.full or not passes or v.kind != "let":
+                continue
+            if len(passes) > 1 and again[v] > CHEAP:
+                self.kept[v] = min(passes)
+                passes = {min(passes)}
+            for a in v.args:
+                if a.full:
+                    need.setdefault(a, set()).update(passes)
+
+    def _stored_in(self, v: Value) -> int:
+        return v.level
+
+    def _pass(self, k: int) -> dict[str, Any] | None:
+        before = [v for v in self.program.values if not v.full and v.level == k]
+        reductions = [v for v in self.program.values
+                      if v.kind == "reduce" and v.args[0].level == k]  # fmt: skip
+        stores = [(i, v) for i, v in enumerate(self.results) if v.full and v.level == k]
+        row_stores = [(i, v) for i, v in enumerate(self.results) if not v.full and v.level == k]
+        lines: list[str] = []
+        done: set[Value] = set()
+        for v in self.program.values:
+            if self.kept.get(v) == k:
+                self._element(v, k, lines, done)
+        for v in [r.args[0] for r in reductions] + [v for _, v in stores]:
+            self._element(v, k, lines, done)
+        for i, v in stores:
+            place = f"y{i}k{self.elements[i]}"
+            lines.append(store(place, self.inner.operands[i].dtype, self._shown(v)))
+        folds = [self._fold(v) for v in reductions]
+        return {
+            "before": [self._row_line(v) for v in before if v.kind != "reduce"],
+            "results": [self._row_line(v) for v in before if v.kind == "reduce"],
+            "lines": lines, "folds": folds,
+            "row_stores": [
+                store(f"y{i}r{self.elements[i] if self.columns else ''}",
+                      self.inner.operands[i].dtype, self._shown(v))
+                for i, v in row_stores
+            ],
+        }  # fmt: skip
+
+    def _element(self, v: Value, k: int, lines: list[str], done: set[Value]) -> None:
+        """Emit what pass k needs to have v, an element."""
+        if v in done or not v.full:
+            return
+        done.add(v)
+        if v in self.kept and self.kept[v] < k:
+            lines.append(f"const {register(v.dtype)} {v.name} = s{v.name}[j];")
+            return
+        for a in v.args:
+            self._element(a, k, lines, done)
+        lines.append(f"const {register(v.dtype)} {v.name} = {self._text(v)};")
+        if self.kept.get(v) == k:
+            lines.append(f"s{v.name}[j] = {v.name};")
+
+    def _text(self, v: Value) -> str:
+        if v.kind == "leaf":
+            return v.text
+        return v.text.format(*(self._use(a) for a in v.args))
+
+    def _use(self, v: Value) -> str:
+        return f"{v.name}[j]" if self.columns and not v.full else v.name
+
+    def _shown(self, v: Value) -> tuple[str, DType, bool]:
+        return self._use(v), v.dtype, v.full
+
+    # -------------------------------------------------------------- values of a row
+
+    def _row_line(self, v: Value) -> dict[str, str]:
+        text = f"effc::cast<{register(v.dtype)}>(a{v.name}{'[j]' if self.columns else ''})"
+        if v.kind != "reduce":
+            text = self._text(v)
+        return {"type": register(v.dtype), "name": v.name, "text": text}
+
+    def _fold(self, v: Value) -> dict[str, str]:
+        """How a reduction goes: `b` over a block of elements, `a` over the row."""
+        x = v.args[0]
+        real = register(x.dtype)
+        wide = "double" if x.dtype.is_float else "int64_t"
+        if v.reduction in ("sum", "prod"):
+            part = real if x.dtype.is_float else "int64_t"
+            start, sign = ("0", "+") if v.reduction == "sum" else ("1", "*")
+            clause, into = f"{sign} : ", f"{sign}= "
+            fold = {"part": part, "whole": wide, "start": start, "clause": clause}
+            value = x.name if part == real else f"effc::cast<{part}>({x.name})"
+            return {**fold, "name": v.name, "step": f"{into}{value}", "join": f"{into}"}
+        if v.reduction in ("any", "all"):
+            sign, start = ("|", "0") if v.reduction == "any" else ("&", "1")
+            value = x.name if x.dtype.kind == "bool" else f"({x.name} != {literal(0, x.dtype)})"
+            return {"part": "int", "whole": "int", "start": start, "clause": f"{sign} : ",
+                    "name": v.name, "step": f"{sign}= {value}", "join": f"{sign}= "}  # fmt: skip
+        function = {"amax": "maximum", "amin": "minimum"}[v.reduction]
+        kind = "int" if real == "bool" else real
+        clause = f"effc::{v.reduction} : " if x.dtype.is_float else f"{function[:3]} : "
+        end = "infinity" if x.dtype.is_float else ("lowest" if v.reduction == "amax" else "max")
+        sign = "-" if x.dtype.is_float and v.reduction == "amax" else ""
+        return {"part": kind, "whole": kind, "start": f"{sign}std::numeric_limits<{kind}>::{end}()",
+                "clause": clause, "name": v.name, "function": function,
+                "step": f"effc::cast<{kind}>({x.name})"}  # fmt: skip
+
+    # -------------------------------------------------------------- text
+
+    def _fill(self, passes: list[dict[str, Any]], work: int) -> Made:
+        operands = []
+        used = {i for i in range(len(self.names))}
+        for i, name in enumerate(self.names):
+            operand = self.inner.operands[i]
+            const = "" if i < self.outs else "const "
+            operands.append({
+                "name": name, "qualified": f"{const}{storage(operand.dtype)}",
+                "row": self.rows[i], "hops": self.hops[i], "full": any(operand.strides),
+            })  # fmt: skip
+        elements = " * ".join(self.inner_sizes)
+        made = kernel(
+            self.kind, "columns" if self.columns else "rows", pointers=len(used),
+            numbers=list(self.numbers.text.values()), comment=self.comment, operands=operands,
+            outer=[{"index": f"i{a}", "size": s} for a, s in enumerate(self.outer_sizes)],
+            inner=self.inner_sizes, elements=elements, work=work, share=SHARE, lanes=LANES,
+            kept=[{"name": f"s{v.name}", "type": register(v.dtype)} for v in self.kept],
+            passes=passes,
+        )  # fmt: skip
+        return Made(made, tuple(self.numbers.values))
+
+
+__all__ = ["BOOL", "F32", "F64", "I64", "Program", "Value", "row_kernel"]
