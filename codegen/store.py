@@ -30,11 +30,15 @@ LAYOUT = "v1"  # changes when the meaning of the folder does
 
 
 def cache_dir() -> Path:
-    """EFFC_CACHE_DIR, else XDG_CACHE_HOME/effc, else ~/.cache/effc."""
+    """EFFC_CACHE_DIR, else XDG_CACHE_HOME/effc, else ~/.cache/effc. Absolute."""
     if chosen := os.environ.get("EFFC_CACHE_DIR"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "effc"
+        return Path(chosen).expanduser().absolute()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base).absolute() / "effc"
+    try:
+        return Path.home() / ".cache" / "effc"
+    except RuntimeError:  # a user without a home; /tmp/effc could be anybody's
+        return private_folder()
 
 
 @functools.lru_cache(maxsize=1)

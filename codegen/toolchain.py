@@ -7,6 +7,7 @@ nothing of the compiler.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -17,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .store import Store, cache_dir
@@ -105,9 +106,13 @@ def _find(cxx: str, path: str, cache: str) -> Toolchain | MissingToolchain:
         if None in found:
             skipped.append(f"{words[found.index(None)]}: not found")
             continue
-        result = _probe_cached(tuple(map(str, found)), Path(cache))
+        # Absolute: it is called from other folders.
+        command = tuple(
+            str(w) if str(w).startswith("-") else os.path.abspath(str(w)) for w in found
+        )
+        result = _probe_cached(command, Path(cache))
         if isinstance(result, Toolchain):
-            return Toolchain(**{**asdict(result), "skipped": tuple(skipped)})
+            return replace(result, skipped=tuple(skipped))
         skipped.append(f"{' '.join(words)}: {result}")
     absent = all(reason.endswith(": not found") for reason in skipped)
     reason = "no C++ compiler found" if absent else "no C++ compiler works"
@@ -131,11 +136,10 @@ def _probe_cached(command: tuple[str, ...], cache: Path) -> Toolchain | str:
     mark = json.dumps([command, stat.st_size, stat.st_mtime_ns, PROBE])
     store = Store(cache)
     key = hashlib.sha256(mark.encode()).hexdigest()
-    known = store.load_json("toolchain", key)
-    try:
-        return Toolchain(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
-    except (AttributeError, TypeError):  # absent, or written by another version of this class
-        pass
+    if known := store.load_json("toolchain", key):
+        with contextlib.suppress(KeyError, TypeError):  # written by another version of effc
+            version = tuple(known["version"])
+            return Toolchain(command, known["kind"], version, known["target"], known["banner"])
     result = _probe(command)
     if isinstance(result, Toolchain):
         store.save_json("toolchain", key, asdict(result))

@@ -35,39 +35,49 @@ def is_written(value: object) -> bool:
     return isinstance(value, torch.Tensor) and not value.is_inference() and value._version > 0
 
 
-def undeclared_views(graph: torch.fx.Graph) -> list[torch.fx.Node]:
-    """Nodes that return memory of an argument although their schema does not say so.
+def tensors_of(node: torch.fx.Node) -> list[torch.Tensor]:
+    """The fake tensors of a node, of a Dynamo graph or of an ATen graph."""
+    value = node.meta.get("example_value", node.meta.get("val"))
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    return [item for item in items if isinstance(item, torch.Tensor)]
+
+
+def undeclared_view(graph: torch.fx.Graph) -> torch.fx.Node | None:
+    """A node that returns memory of an argument, unknown to its schema, which something writes.
 
     `broadcast_tensors`, `einsum` or `type_as` may do that. Functionalisation believes the schema:
-    a write through such a result is lost on the argument, and the other way round. It does no harm
-    (`_unsafe_view` of a clone) if nothing else ever uses the argument's memory.
+    a write through such a result is lost on the argument, and the other way round. It is looked
+    for before the export, which removes the dead code such writes become.
     """
-    found = []
+    written = {storage_key(v) for node in graph.nodes for v in _written_values(node)} - {None}
     for node in graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and not _declares_views(node.target):
-            keys = _storage_keys(node)
-            sources = [n for n in node.all_input_nodes if keys & _storage_keys(n)]
-            if not all(_is_fresh(source) and len(source.users) == 1 for source in sources):
-                found.append(node)
+        mine = {storage_key(v) for v in tensors_of(node)} & written
+        given = {storage_key(v) for source in node.all_input_nodes for v in tensors_of(source)}
+        if mine & given and not _declares_alias(node):
+            return node
+    return None
+
+
+def _written_values(node: torch.fx.Node) -> list[torch.Tensor]:
+    found = [value for value in tensors_of(node) if is_written(value)]
+    if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+        found += [value for source in node.all_input_nodes for value in tensors_of(source)]
     return found
 
 
-def _declares_views(op: torch._ops.OpOverload) -> bool:
-    return any(result.alias_info for result in op._schema.returns)
-
-
-def _is_fresh(node: torch.fx.Node) -> bool:
-    """True if the node made its memory itself."""
-    mine = _storage_keys(node)
-    return node.op == "call_function" and not any(
-        mine & _storage_keys(source) for source in node.all_input_nodes
-    )
-
-
-def _storage_keys(node: torch.fx.Node) -> set[int]:
-    value = node.meta.get("val")
-    values = value if isinstance(value, (tuple, list)) else (value,)
-    return {key for v in values if (key := storage_key(v)) is not None}
+def _declares_alias(node: torch.fx.Node) -> bool:
+    """True unless an ATen operator of that name exists and none of its overloads returns a view."""
+    target = node.target
+    if node.op == "placeholder" or "out" in node.kwargs:
+        return True
+    if isinstance(target, torch._ops.OpOverload):
+        return any(result.alias_info for result in target._schema.returns)
+    if not isinstance(target, str) and target.__module__ not in ("torch", "torch.functional"):
+        return True
+    packet = getattr(torch.ops.aten, target if isinstance(target, str) else target.__name__, None)
+    schemas = [getattr(packet, name)._schema for name in packet.overloads()] if packet else []
+    schemas = [s for s in schemas if not any(a.is_out for a in s.arguments)]
+    return not schemas or any(r.alias_info for s in schemas for r in s.returns)
 
 
 def overlapping(tensors: Sequence[torch.Tensor], written: Iterable[int] | None = None) -> bool:

@@ -411,6 +411,71 @@ def _spread(x: Op, axis: int, size: Any) -> Op:
     return Expand(x, (*x.shape[:axis], size, *x.shape[axis + 1 :]))
 
 
+# ------------------------------------------------------------------ what writes into a part become
+
+
+@converts("aten.copy.default")
+def _copy(call: Call, x: Op, src: Op, **_: Any) -> Any:
+    src = src if src.dtype == x.dtype else op.cast(src, x.dtype)
+    return Copy(Expand(src, x.shape))
+
+
+@converts("aten.fill.Scalar", "aten.fill.Tensor")
+def _fill(call: Call, x: Op, value: Any) -> Any:
+    if isinstance(value, Op):
+        return _copy(call, x, value)
+    return op.full(x.shape, value, x.dtype)
+
+
+@converts("aten.slice_scatter.default")
+def _slice_scatter(
+    call: Call, x: Op, src: Op, dim: int, start: Any, end: Any, step: int
+) -> Any:
+    axis = dim % x.tensor.rank
+    n, size, start = x.shape[axis], src.shape[axis], start or 0
+    if not all(isinstance(v, int) for v in (n, size, start)):
+        return no("a write to a slice of unknown size")
+    start = max(start + n, 0) if start < 0 else min(start, n)
+    if step == 1 or size <= 1:
+        return _between(x, src, axis, start, size)
+    if n != size * step or start >= step:
+        return no("a write to every {}th of {} elements", step, n)
+    shape = (*x.shape[:axis], size, 1, *x.shape[axis + 1 :])
+    columns = _columns(x, axis, step, shape)
+    columns[start] = Reshape(src, shape)
+    return Reshape(op.cat(tuple(columns), axis + 1), x.shape)
+
+
+@converts("aten.select_scatter.default")
+def _select_scatter(call: Call, x: Op, src: Op, dim: int, index: Any) -> Any:
+    axis = dim % x.tensor.rank
+    if not (isinstance(index, int) and isinstance(x.shape[axis], int)):
+        return no("a write to an unknown place")
+    one = Reshape(src, (*x.shape[:axis], 1, *x.shape[axis + 1 :]))
+    return _between(x, one, axis, index % x.shape[axis], 1)
+
+
+def _between(x: Op, src: Op, axis: int, start: int, size: int) -> Any:
+    """x with `size` elements along the axis replaced."""
+    end = start + size
+    parts = (
+        *([SliceOp(x, dim=axis, start=0, size=start)] if start else []),
+        *([src] if size else []),
+        *([SliceOp(x, dim=axis, start=end, size=x.shape[axis] - end)] if end < x.shape[axis] else []),
+    )
+    return op.cat(parts, axis)
+
+
+def _columns(x: Op, axis: int, step: int, shape: tuple[Any, ...]) -> list[Op]:
+    """Elements i, i + step, ... for each i; those of an earlier write without looking through it."""
+    split = x.x if isinstance(x, Reshape) else None
+    if split is not None and split.name == "cat" and all(c.shape == shape for c in split.xs):
+        if split.dim == axis + 1 and len(split.xs) == step:
+            return list(split.xs)
+    pairs = Reshape(x, (*shape[: axis + 1], step, *shape[axis + 2 :]))
+    return [SliceOp(pairs, dim=axis + 1, start=i, size=1) for i in range(step)]
+
+
 @converts("aten.flip.default")
 def _flip(call: Call, x: Op, dims: tuple[int, ...]) -> Any:
     return op.flip(x, tuple(sorted(d % max(x.tensor.rank, 1) for d in dims)))
@@ -836,7 +901,11 @@ def _full(call: Call, fill_value: Any = None, s: Any = None, **_: Any) -> Any:
     return _made(call) or op.full(call.shape, value, call.dtype)
 
 
-@converts(*(f"aten.{n}.default" for n in ("zeros", "zeros_like", "new_zeros")))
+# What is in new memory is not defined, so zeros will do.
+@converts(
+    *(f"aten.{n}.default" for n in ("zeros", "zeros_like", "new_zeros", "empty_like", "new_empty")),
+    "aten.empty.memory_format",
+)  # fmt: skip
 def _zeros(call: Call, **_: Any) -> Any:
     return _made(call) or op.full(call.shape, _zero(call.dtype), call.dtype)
 

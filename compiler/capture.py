@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch._inductor.config
@@ -24,11 +24,12 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from effc.aliasing import alias_pairs, is_written, overlapping, undeclared_views
+from effc.aliasing import alias_pairs, is_written, overlapping, tensors_of, undeclared_view
 from effc.origins import Origin, argument_names, innermost_line, is_module_tensor, origin
 from effc.regions import explicit_casts, without_regions
 
 __all__ = [
+    "ArgumentView",
     "Captured",
     "CapturedInput",
     "CapturedOutput",
@@ -61,8 +62,30 @@ class CapturedInput:
 
 
 @dataclass(frozen=True)
+class ArgumentView:
+    """A result that is memory of a written argument: `of` it, once the mutations are copied back.
+
+    `index` is the argument's index in `Captured.inputs`; without a size it is returned as it is.
+    """
+
+    index: int
+    size: tuple[int, ...] | None = None
+    stride: tuple[int, ...] = ()
+    offset: int = 0
+
+    def of(self, argument: torch.Tensor) -> torch.Tensor:
+        """The result, given the argument."""
+        if self.size is None:
+            return argument
+        return argument.as_strided(self.size, self.stride, argument.storage_offset() + self.offset)
+
+
+@dataclass(frozen=True)
 class CapturedOutput:
-    """One result, a node or a constant; `mutates` is the index in `inputs` it is copied into."""
+    """One result; `mutates` is the index in `Captured.inputs` of what it must be copied into.
+
+    `value` is a node, a constant or an `ArgumentView`.
+    """
 
     value: object
     mutates: int | None = None
@@ -132,7 +155,8 @@ def _capture_dynamo(gm: torch.fx.GraphModule, example_inputs: Sequence) -> Captu
     placeholders = gm.graph.find_nodes(op="placeholder")
     _check_arguments(placeholders, example_inputs)
     _check_training(gm, placeholders, example_inputs)
-    traced, graph_module, signature = _export(gm, example_inputs)
+    traced, casts = _traced(gm)
+    graph_module, signature = _export(traced, example_inputs, casts)
 
     owned = {**dict(gm.named_parameters()), **dict(gm.named_buffers())}
     qualified = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -154,15 +178,8 @@ def _capture_dynamo(gm: torch.fx.GraphModule, example_inputs: Sequence) -> Captu
     by_name = {name: node for node, name in qualified.items()}
     for output, name in (signature.buffers_to_mutate | signature.parameters_to_mutate).items():
         mutated[output] = by_name[name]
-    results = [_value(n, "example_value") for n in gm.graph.output_node().args[0]]
-    made_by = {node.name: node for node in traced.graph.nodes}
-
-    def written(node: torch.fx.Node) -> bool:
-        """Whether anything wrote into the memory of this node, as far as Dynamo saw."""
-        maker = made_by.get(node.meta["from_node"][-1].name) if "from_node" in node.meta else None
-        return maker is None or any(is_written(value) for value in _tensors(maker))
-
-    return _finish(graph_module, slots, mutated, [], results, written)
+    results = [_value(n, "example_value") for n in traced.graph.output_node().args[0]]
+    return _finish(graph_module, slots, mutated, [], results)
 
 
 def capture_exported(program: torch.export.ExportedProgram) -> Captured | Refusal:
@@ -177,7 +194,8 @@ def _capture_exported(program: torch.export.ExportedProgram) -> Captured:
     gm, specs = program.graph_module, program.graph_signature.input_specs
     example_inputs = [_value(n, "val") for n in gm.graph.find_nodes(op="placeholder")]
     _check_arguments(gm.graph.find_nodes(op="placeholder"), example_inputs)
-    _, graph_module, signature = _export(gm, example_inputs)
+    traced, casts = _traced(gm)
+    graph_module, signature = _export(traced, example_inputs, casts)
 
     owned = {**program.constants, **program.state_dict}
     spec_of = dict(zip(signature.user_inputs, specs, strict=True))
@@ -202,10 +220,9 @@ def _capture_exported(program: torch.export.ExportedProgram) -> Captured:
             declared.append(node_of[spec.target])
         elif spec.kind.name != "USER_OUTPUT":
             raise _Refused("effect", f"the program returns a {spec.kind.name.lower()}")
-    results = [_value(n, "val") for n in gm.graph.output_node().args[0][len(declared) :]]
-    writes = any(_writes(node.target) for node in gm.graph.nodes)
+    results = [_value(n, "val") for n in traced.graph.output_node().args[0][len(declared) :]]
     mutated = dict(signature.user_inputs_to_mutate)
-    return _finish(graph_module, slots, mutated, declared, results, lambda node: writes)
+    return _finish(graph_module, slots, mutated, declared, results)
 
 
 # ----------------------------------------------------------------------------------- common to both
@@ -223,23 +240,34 @@ class _Slot:
     seen: object
 
 
-def _export(
-    gm: torch.fx.GraphModule, example_inputs: Sequence
-) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, GraphSignature]:
-    """The graph that was traced, the functional one from it, and that one's signature."""
+def _traced(gm: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, bool]:
+    """The graph to export, free of regions, and whether autocast is on anywhere in it."""
     for node in gm.graph.nodes:
         if (getattr(node.target, "__module__", None) or "").startswith("torch._functorch"):
             # tracing these and failing leaves torch's stack of transforms unbalanced
             raise _Refused("transform", "the graph holds a torch.func transform", node)
-    devices = {v.device.type for n in gm.graph.nodes for v in _tensors(n)}
-    gm, casts = without_regions(gm, devices)
+    traced, casts = without_regions(gm, _devices(gm))
+    if view := undeclared_view(traced.graph):
+        name = getattr(view.target, "__name__", view.target)
+        raise _Refused("alias", f"{name} may return memory that is written", view)
+    return traced, casts
+
+
+def _devices(gm: torch.fx.GraphModule) -> set[str]:
+    return {value.device.type for node in gm.graph.nodes for value in tensors_of(node)}
+
+
+def _export(
+    gm: torch.fx.GraphModule, example_inputs: Sequence, casts: bool
+) -> tuple[torch.fx.GraphModule, GraphSignature]:
+    """The functional graph and its signature, or the exporter's own words for why there is none."""
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             # without this the exporter drops random operators whose result is not used
             stack.enter_context(torch._inductor.config.patch(fallback_random=True))
             if casts:
-                stack.enter_context(explicit_casts(devices))
+                stack.enter_context(explicit_casts(_devices(gm)))
             graph_module, signature = aot_export_module(
                 gm, example_inputs, trace_joint=False, pre_dispatch=not casts
             )
@@ -251,7 +279,7 @@ def _export(
             kind = "unbacked-size"
         raise _Refused(kind, reason, innermost_line(reason)[0] or None) from error
     _drop_tokens(graph_module, signature)
-    return gm, graph_module, signature
+    return graph_module, signature
 
 
 def _drop_tokens(graph_module: torch.fx.GraphModule, signature: GraphSignature) -> None:
@@ -274,7 +302,6 @@ def _finish(
     mutated: dict[str, str],
     declared: list[str],
     results: list,
-    written: Callable[[torch.fx.Node], bool],
 ) -> Captured:
     graph = graph_module.graph
     values = list(graph.output_node().args[0])
@@ -301,9 +328,13 @@ def _finish(
         )
         for i, slot in enumerate(slots)
     )
+    for i, slot in enumerate(slots):
+        if is_written(slot.seen) and i not in targets:
+            raise _Refused(
+                "alias", f"a write into {slot.name} through a copy that was none is lost"
+            )
     captured = Captured(graph_module, inputs, outputs)
-    _check_aliases(captured, [s.seen for s in slots], results, written)
-    return captured
+    return _with_aliases(captured, [slot.seen for slot in slots], results)
 
 
 def _lift_constants(graph_module: torch.fx.GraphModule, slots: list[_Slot]) -> list[_Slot]:
@@ -341,13 +372,6 @@ def _drop_checks(graph: torch.fx.Graph) -> None:
     graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=True))
 
 
-def _tensors(node: torch.fx.Node) -> Iterator[torch.Tensor]:
-    value = node.meta.get("example_value", node.meta.get("val"))
-    for item in value if isinstance(value, (tuple, list)) else (value,):
-        if isinstance(item, torch.Tensor):
-            yield item
-
-
 def _value(result: object, key: str) -> object:
     return result.meta.get(key) if isinstance(result, torch.fx.Node) else result
 
@@ -377,10 +401,10 @@ def _check_training(
     it, so what is seen here holds for every later call.
     """
     for node in gm.graph.output_node().all_input_nodes:
-        if any(value.requires_grad for value in _tensors(node)):
+        if any(value.requires_grad for value in tensors_of(node)):
             raise _Refused("training", f"result {node.name} needs a gradient", node)
     for node, value in zip(placeholders, values):
-        for seen in _tensors(node):
+        for seen in tensors_of(node):
             grown = seen.requires_grad and is_written(seen)
             if grown and not (value.requires_grad and value.is_leaf):
                 raise _Refused("training", f"argument {node.name} is written with a gradient", node)
@@ -410,23 +434,44 @@ def _writes(target: object) -> bool:
     return isinstance(target, OpOverload) and target._schema.is_mutable
 
 
-def _check_aliases(
-    captured: Captured, seen: list, results: list, written: Callable[[torch.fx.Node], bool]
-) -> None:
-    """Compare who shares memory with whom: as PyTorch runs it, and as the captured graph shows."""
-    for view in undeclared_views(captured.graph_module.graph):
-        if written(view):
-            raise _Refused("alias", f"{view.target} may return memory that is written", view)
-    shown = [o.value for o in captured.outputs[len(captured.outputs) - len(results) :]]
+def _with_aliases(captured: Captured, seen: list, results: list) -> Captured:
+    """Compare who shares memory with whom: as PyTorch runs it, and as the captured graph shows.
+
+    A result that should be memory of a written argument becomes a view of it; what else got lost
+    is refused.
+    """
+    leading = len(captured.outputs) - len(results)
+    outputs = list(captured.outputs)
     after = [_value(i.node, "val") if s is not None else s for i, s in zip(captured.inputs, seen)]
-    after += [_value(value, "val") for value in shown]
+    after += [_value(output.value, "val") for output in outputs[leading:]]
     for i, j in sorted(alias_pairs([*seen, *results]) - alias_pairs(after)):
-        if j >= len(seen):
-            other = captured.inputs[i].name if i < len(seen) else f"result {i - len(seen)}"
-            where = (
-                shown[j - len(seen)] if isinstance(shown[j - len(seen)], torch.fx.Node) else None
-            )
-            raise _Refused("alias", f"result {j - len(seen)} shares memory with {other}", where)
+        result, where = j - len(seen), None
+        if result < 0 or isinstance(outputs[leading + result].value, ArgumentView):
+            continue
+        if isinstance(outputs[leading + result].value, torch.fx.Node):
+            where = outputs[leading + result].value
+        if i >= len(seen):
+            reason = f"result {result} shares memory with result {i - len(seen)}"
+            raise _Refused("alias", reason, where)
+        view = _argument_view(i, seen[i], results[result])
+        if view is None:
+            reason = f"result {result} shares memory with {captured.inputs[i].name}"
+            raise _Refused("alias", reason, where)
+        outputs[leading + result] = CapturedOutput(view)
+    return replace(captured, outputs=tuple(outputs))
+
+
+def _argument_view(index: int, argument: torch.Tensor, result: torch.Tensor) -> ArgumentView | None:
+    """How `result` lies in the memory of `argument`; None if that is no plain strided view."""
+    if argument.dtype != result.dtype or argument.is_conj() != result.is_conj():
+        return None
+    shapes = [(*t.shape, *t.stride(), t.storage_offset()) for t in (argument, result)]
+    if str(shapes[0]) == str(shapes[1]):
+        return ArgumentView(index)
+    if not all(isinstance(n, int) for shape in shapes for n in shape):
+        return None
+    offset = result.storage_offset() - argument.storage_offset()
+    return ArgumentView(index, tuple(result.shape), result.stride(), offset)
 
 
 def _dynamo_kind(node: torch.fx.Node, value: object) -> str:

@@ -9,10 +9,11 @@ this file only.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -52,15 +53,15 @@ def records_of(compiled: Any) -> tuple[list[Record], list[str]]:
     found = _records(e for e in entries if any(e.backend is b for b in backends))
     if found:
         return found, []
+    found = _records(_shared(compiled, backends, entries))
+    if found:
+        return found, ["shares code that was compiled for another module of the same class"]
     if not any(map(_is_effc, backends)):
         others = {str(getattr(b, "compiler_name", b)) for b in backends}
         raise InputError(
             f"{name} is compiled by {', '.join(sorted(others))}, not by effc",
             fix='compile it with torch.compile(model, backend="effc") or effc.compile(model)',
         )
-    found = _records(_shared(compiled, backends, entries))
-    if found:
-        return found, ["shares code that was compiled for another module of the same class"]
     raise InputError(
         f"{name} has no compiled graph yet",
         why="graphs are compiled when it is called", fix="call it once first",
@@ -148,7 +149,7 @@ def _entries() -> Iterator[_Entry]:
         for entry in _debug_get_cache_entry_list(code):
             scope = (entry.guard_manager.global_scope or {}).get("G", {})
             calls = {n: scope[n] for n in entry.code.co_names if n.startswith("__") and n in scope}
-            order = (entry.compile_id.frame_id, entry.compile_id.frame_compile_id)
+            order = (entry.compile_id.frame_id or 0, entry.compile_id.frame_compile_id or 0)
             yield _Entry(code, order, entry.backend, calls)
 
 
@@ -189,3 +190,13 @@ def _codes(compiled: Any) -> Iterator[CodeType]:
     code = getattr(compiled, "__code__", None)
     if code is not None:
         yield code
+
+
+class _Module(ModuleType):
+    """`effc.explain` is this module once it is imported, and users call it: so it can be called."""
+
+    def __call__(self, compiled: Any) -> Explanation:
+        return explain(compiled)
+
+
+sys.modules[__name__].__class__ = _Module

@@ -132,8 +132,8 @@ class _Importer:
             made = Input(self.name(given.name), self.type(val))
         elif isinstance(val, (torch.SymInt, torch.SymFloat)):
             expr = from_torch(val)
-            if not isinstance(expr, sympy.Symbol) or expr.name in self.taken:
-                return expr  # specialised, given before, or an expression of sizes of tensors
+            if not isinstance(expr, sympy.Symbol):
+                return expr  # specialised, or an expression of sizes that tensors carry
             if any(i.key == expr.name for i in self.inputs):
                 return expr  # sizes found equal after torch made an argument of each
             self.taken.add(expr.name)

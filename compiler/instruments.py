@@ -134,7 +134,7 @@ class Measure(Instrument):
             raise PassError(
                 f"{stage.name} (stage {stage.index}) breaks its numeric contract", why=why,
                 node=bad.after if bad else None, where=bad.where if bad else None,
-                fix="effc.bisect(graph, pipeline, inputs) names the rewrite",
+                fix="effc.bisection.bisect(graph, pipeline, inputs) names the rewrite",
             )  # fmt: skip
         return replace(stage, violation=why)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-_STEP = re.compile(r"\._(?:modules|parameters|buffers)\[(['\"])(.*?)\1\]")
+_STEP = re.compile(r"(?:\._(?:modules|parameters|buffers))?\[(['\"]?)([\w.]+)\1\]")
 _ROOT = re.compile(r"^[LG]\[(['\"])(.*?)\1\]")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)(?:, in [^\n]*)?(?:\n[ \t]+([^\n]*))?')
 _TORCH = os.path.dirname(torch.__file__) + os.sep

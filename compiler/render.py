@@ -40,17 +40,19 @@ def report_parts(report: Report) -> Iterable[Any]:
         )
     if report.guards:
         yield _section("Holds for calls where", [_row(g.expr, g.where) for g in report.guards])
+    if report.graph_break:
+        yield _section("Ends early", [_row(report.graph_break.reason, report.graph_break.where)])
     if report.recompile_cause:
         yield _section("Compiled again because", [Text(report.recompile_cause)])
 
 
 def explanation_parts(explanation: Explanation) -> Iterable[Any]:
-    graphs = counted(len(explanation.reports), "graph")
-    yield Text(f"{explanation.name}: {graphs}", style="bold")
+    parts = [counted(len(explanation.reports), "graph")]
+    if explanation.breaks:
+        parts.append(f"capture stopped {counted(len(explanation.breaks), 'time')}")
+    yield Text(f"{explanation.name}: {', '.join(parts)}", style="bold")
     for note in explanation.notes:
         yield Padding(Text(note), (0, 0, 0, 2))
-    if explanation.breaks:
-        yield _section("Capture stopped", [_row(b.reason, b.where) for b in explanation.breaks])
     for report in explanation.reports:
         yield Text("")
         yield from report_parts(report)
@@ -112,7 +114,7 @@ def _near(rule: RuleRow) -> list[Miss]:
 
 def _rule(rule: RuleRow, shown: Sequence[Miss]) -> Any:
     head = Text.assemble(
-        (rule.rule, "bold"), f"  {rule.hits} of {counted(rule.attempts, 'place')}  ",
+        (rule.rule, "bold"), f"  {rule.hits} of {counted(rule.attempts, 'try', 'tries')}  ",
         "" if rule.title == rule.rule else rule.title,
     )  # fmt: skip
     misses = [_row(f"not at {m.node}", m.where, m.reason) for m in shown]

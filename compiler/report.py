@@ -6,20 +6,16 @@ looks on a terminal is `render`'s business.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
 
+from effc import plain
 from effc.difference import Difference
 from effc.ir import Graph, NearMiss, Op, RuleStats, evaluate, nearest, node_text, symbol
-from effc.ir.errors import InputError, OptionError
+from effc.ir.errors import OptionError
 from effc.ir.symbols import dim_text
 from effc.pipeline import Stage
 from effc.record import Break, Guard, Record
@@ -137,6 +133,7 @@ class Report:
     sizes: dict[str, float] = field(default_factory=dict)
     guards: list[Guard] = field(default_factory=list)
     recompile_cause: str = ""
+    graph_break: Break | None = None
     error: str | None = None  # why the compilation stopped
     version: int = VERSION
 
@@ -148,7 +145,8 @@ class Report:
             _refusal(record.refusal), [_stage(s, record.sizes) for s in stages],
             _launches(ex), _fallbacks(ex, stages[-1].graph if stages else None),
             getattr(ex, "memory", None), dict(record.sizes),
-            list(record.guards), record.recompile_cause, str(error) if error else None,
+            list(record.guards), record.recompile_cause,
+            record.graph_break, str(error) if error else None,
         )  # fmt: skip
 
     @property
@@ -164,12 +162,12 @@ class Report:
         return found
 
     def json(self) -> str:
-        return json.dumps(_plain(self), indent=1, allow_nan=False) + "\n"
+        return plain.write(self)
 
     @staticmethod
     def read(text: str) -> Report:
         """What `json` wrote. Raises InputError for anything else, another version included."""
-        return _read(text, Report)
+        return plain.read(text, Report, VERSION)
 
     def __str__(self) -> str:
         from effc.render import report_parts
@@ -203,11 +201,11 @@ class Explanation:
         ]  # fmt: skip
 
     def json(self) -> str:
-        return json.dumps(_plain(self), indent=1, allow_nan=False) + "\n"
+        return plain.write(self)
 
     @staticmethod
     def read(text: str) -> Explanation:
-        return _read(text, Explanation)
+        return plain.read(text, Explanation, VERSION)
 
     def __str__(self) -> str:
         from effc.render import explanation_parts
@@ -298,56 +296,3 @@ def _launches(executable: Any) -> list[Launch]:
 
 
 _KINDS = {"kernel": 0, "library": 1, "copy": 2, "view": 3}
-
-
-# ------------------------------------------------------------------ plain data, both ways
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses to dicts; a float that JSON lacks becomes text."""
-    if dataclasses.is_dataclass(value):
-        kept = (f.name for f in dataclasses.fields(value) if f.compare)
-        return {name: _plain(getattr(value, name)) for name in kept}
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-def _read(text: str, cls: Any) -> Any:
-    what = f"not a {cls.__name__.lower()} of effc"
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as e:
-        raise InputError(what, why=str(e)) from e
-    if not isinstance(data, dict) or "version" not in data:
-        raise InputError(what, why="it has no version")
-    if data["version"] != VERSION:
-        raise InputError(
-            what, why=f"it has version {data['version']}, this effc reads {VERSION}",
-            fix="read it with the effc that wrote it",
-        )  # fmt: skip
-    try:
-        return _load(cls, data)
-    except (TypeError, KeyError, ValueError, AttributeError) as e:
-        raise InputError(what, why=f"{type(e).__name__}: {e}") from e
-
-
-def _load(hint: Any, data: Any) -> Any:
-    if data is None:
-        return None
-    if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        return hint(**{k: _load(hints[k], v) for k, v in data.items()})  # type: ignore[operator]
-    args = typing.get_args(hint)
-    if typing.get_origin(hint) is list:
-        return [_load(args[0], v) for v in data]
-    if typing.get_origin(hint) is dict:
-        return {k: _load(args[1], v) for k, v in data.items()}
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        inner = [a for a in args if a is not types.NoneType]
-        return _load(inner[0], data) if len(inner) == 1 else data
-    return float(data) if hint is float else data

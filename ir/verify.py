@@ -104,10 +104,7 @@ def _unread(symbols: frozenset[sympy.Symbol] | set[sympy.Symbol]) -> str:
 def _line(graph: Graph, node: Op) -> str:
     try:
         return node_text(graph, node)
-    except (
-        KeyError,
-        ValueError,
-    ):  # an operand is missing from the graph, which is what we are reporting
+    except (KeyError, ValueError):  # an operand is missing, which is what we are reporting
         return repr(node)
 
 

@@ -6,7 +6,10 @@ from . import (
     eliminate_dead_code,
     fold_batch_norm,
     fold_constants,
+    fold_norm_affine,
     fuse_regions,
+    merge_qkv,
+    raise_ops,
     simplify,
     stack_pointwise,
 )
@@ -17,7 +20,10 @@ __all__ = [
     "eliminate_dead_code",
     "fold_batch_norm",
     "fold_constants",
+    "fold_norm_affine",
     "fuse_regions",
+    "merge_qkv",
+    "raise_ops",
     "simplify",
     "stack_pointwise",
 ]

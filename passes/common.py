@@ -20,6 +20,26 @@ def power_of_two(value: Any) -> bool:
     return is_number(value) and math.isfinite(value) and math.frexp(value)[0] in (0.5, -0.5)
 
 
+def holds(wide: DType, narrow: DType) -> bool:
+    """Every value of `narrow` is a value of `wide`."""
+    if wide == narrow or (narrow.kind == "bool" and wide.kind != "bool"):
+        return True
+    mantissa = {"bf16": 8, "f16": 11, "f32": 24, "f64": 53}
+    if narrow.name in mantissa:
+        fits = {"bf16": ("f32", "f64"), "f16": ("f32", "f64"), "f32": ("f64",)}
+        return wide.name in fits.get(narrow.name, ())
+    if narrow.kind != "int" or narrow.bits < 8:
+        return False
+    unsigned = narrow.name.startswith("u")
+    if wide.name in mantissa:
+        return narrow.bits - (not unsigned) <= mantissa[wide.name]
+    if wide.kind != "int":
+        return False
+    if wide.name.startswith("u"):
+        return unsigned and wide.bits > narrow.bits
+    return wide.bits > narrow.bits
+
+
 def reassociates(dtype: DType) -> Answer:
     """Whether a different order of operations stays at rounding level in this element type.
 

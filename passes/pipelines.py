@@ -9,6 +9,7 @@ CANONICAL = "simplify,eliminate-common-subexpressions,eliminate-dead-code"
 DEFAULT = ",".join(
     (
         "simplify",
+        "raise-ops",
         "fold-batch-norm",
         "compose-pointwise",
         "stack-pointwise",

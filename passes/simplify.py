@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from effc.ir import OPS, DType, Graph, Match, Op, Rule, no, yes
+from effc.ir import OPS, Graph, Match, Op, Rule, no, yes
 from effc.ir.ops.pointwise import Pointwise
 from effc.ir.rewrite import Answer, op
 
 from .analysis.aliases import shown_values, viewed
 from .base import Context, Pass, exact
-from .common import is_number, power_of_two
+from .common import holds, is_number, power_of_two
 
 
 @dataclass(frozen=True)
@@ -201,26 +201,6 @@ class WhereConstant(ExactRule):
 
     def rewrite(self, op, m, a, b):
         return a if m.cond.value else b
-
-
-def holds(wide: DType, narrow: DType) -> bool:
-    """Every value of `narrow` is a value of `wide`."""
-    if wide == narrow or (narrow.kind == "bool" and wide.kind != "bool"):
-        return True
-    mantissa = {"bf16": 8, "f16": 11, "f32": 24, "f64": 53}
-    if narrow.name in mantissa:
-        fits = {"bf16": ("f32", "f64"), "f16": ("f32", "f64"), "f32": ("f64",)}
-        return wide.name in fits.get(narrow.name, ())
-    if narrow.kind != "int" or narrow.bits < 8:
-        return False
-    unsigned = narrow.name.startswith("u")
-    if wide.name in mantissa:
-        return narrow.bits - (not unsigned) <= mantissa[wide.name]
-    if wide.kind != "int":
-        return False
-    if wide.name.startswith("u"):
-        return unsigned and wide.bits > narrow.bits
-    return wide.bits > narrow.bits
 
 
 class CastOfCast(ExactRule):

@@ -17,7 +17,7 @@ from effc.codegen.cpp.kernel import Kernel
 from effc.ir import Graph, Input, Item, Number, Op, Weight, row_major
 from effc.ir.rewrite import No
 from effc.ir.symbols import Dim
-from effc.ir.types import Tensor
+from effc.ir.types import Tensor, i64
 
 from ..base import Launch
 from .aliases import alias_root, consumers
@@ -66,6 +66,15 @@ class Window:
     ref: Ref
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Something made of a constant when weights are bound: a weight in a library's own order."""
+
+    slot: int
+    source: Root
+    make: Callable[[Any], Any]
+
+
 @dataclass(eq=False)
 class Builder:
     graph: Graph
@@ -77,6 +86,7 @@ class Builder:
     roots: list[Root] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
     constants: dict[Op, Root] = field(default_factory=dict)
+    packed: dict[tuple[Op, str, Any], Packed] = field(default_factory=dict)
     values: dict[Op, Any] = field(default_factory=dict)  # Held, a tuple of them, or a number's slot
     slots: int = 0
     shown_in: dict[int, Root] = field(default_factory=dict)  # slot -> the memory its tensor shows
@@ -118,6 +128,13 @@ class Builder:
             root = self.constants[node] = self.new_root("const", node, node.tensor, owned=False)
             self.set(node, root)
         return self.values[node]
+
+    def derived(self, node: Op, what: str, fn: Callable[[Any], Any], key: Any = None) -> int:
+        """The slot of fn(constant), computed when weights are bound."""
+        if (node, what, key) not in self.packed:
+            self.held(node)
+            self.packed[node, what, key] = Packed(self.new_slot(), self.constants[node], fn)
+        return self.packed[node, what, key].slot
 
     def set(self, node: Op, value: Ref | Root) -> None:
         """Say where a node's value is."""
@@ -243,6 +260,13 @@ class Builder:
     def own(self, node: Op, t: Tensor) -> Root:
         """Memory that our kernels write: in the arena, or the caller's where it gets out."""
         return self.new_root("output" if node in self.escaping else "arena", node, t)
+
+    def error_word(self) -> Root:
+        """Where a kernel says that an index was out of range; the call then raises IndexError."""
+        root = next((r for r in self.roots if r.kind == "error"), None)
+        if root is None:
+            root = self.new_root("error", self.graph.nodes[0], Tensor((1,), i64))
+        return root
 
     def results(self, node: Op) -> list[Ref]:
         """Memory for every result of a node that our kernels compute."""

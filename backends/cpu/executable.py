@@ -52,6 +52,7 @@ class CpuBound(Bound):
         self.program, self.plan = program, program.plan
         graph = self.plan.graph
         self.constants = _constants(self.plan, weights)
+        self.packed = {p.slot: p.make(self.constants[p.source]) for p in self.plan.packed}
         self._weights = dict(weights or {})
         self._tensors = [isinstance(i.of, Number) is False for i in graph.inputs]
         self._dtypes = [None if isinstance(i.of, Number) else i.of.dtype.torch for i in graph.inputs]
@@ -112,7 +113,7 @@ class CpuBound(Bound):
             numbers = Numbers(self.plan.sizes, env)
             if any(numbers(a) != numbers(b) for a, b in self.plan.equal):
                 return _Interpreted(self)
-        return Frame(self.program, self.constants, env)
+        return Frame(self.program, self.constants, self.packed, env)
 
     def _give(self, key: Any, frame: Any) -> None:
         with self._lock:

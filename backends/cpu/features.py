@@ -179,12 +179,11 @@ def cache_sizes(root: str = "/sys/devices/system/cpu/cpu0/cache") -> dict[str, i
     for index in sorted(Path(root).glob("index*")):
         try:
             level, kind, size = ((index / n).read_text().strip() for n in ("level", "type", "size"))
-            number, unit = re.fullmatch(r"(\d+)([KMG]?)", size).groups()
-        except (OSError, AttributeError):
+        except OSError:
             continue
-        if kind != "Instruction":
+        if kind != "Instruction" and (match := re.fullmatch(r"(\d+)([KMG]?)", size)):
             name = "L1d" if level == "1" else f"L{level}"
-            sizes[name] = int(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
+            sizes[name] = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
     return sizes
 
 

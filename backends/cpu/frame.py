@@ -6,6 +6,7 @@ A bound plan keeps frames in a pool. A call takes one out, so several threads ne
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,7 @@ import torch
 from effc.ir import Op
 
 from .builder import HostCall, KernelCall
-from .host import packed
-from .memory import Root, aligned, assign
+from .memory import Root, aligned, assign, packed
 from .plan import Program
 from .sizes import Numbers
 
@@ -26,15 +26,20 @@ class Frame:
     """Ready to run: everything that does not depend on the values of inputs is looked up."""
 
     def __init__(
-        self, program: Program, constants: Mapping[Root, torch.Tensor], env: Mapping[Any, Any]
-    ) -> None:
+        self, program: Program, constants: Mapping[Root, torch.Tensor],
+        packed_constants: Mapping[int, Any], env: Mapping[Any, Any],
+    ) -> None:  # fmt: skip
         plan = program.plan
         self.program, self.plan = program, plan
         self.numbers = Numbers(plan.sizes, env)
-        self.values: list[Any] = [None] * plan.slots
+        self.nothing = plan.slots  # the slot of None
+        self.values: list[Any] = [None] * (plan.slots + 1)
         self.table = (ctypes.c_int64 * max(1, len(plan.numbered)))()
         self.kept: list[Any] = []
         self._constants(constants)
+        self._error_word()
+        for slot, value in packed_constants.items():
+            self.values[slot] = value
         self.memory = self._arena()
         self.takes = [self._take(root) for root in plan.inputs]
         self.steps = [*map(self._allocation, plan.output_roots), *self._steps()]
@@ -89,6 +94,12 @@ class Frame:
                 lying = packed(value, self.numbers(root.strides))
                 self.kept.append(lying)
                 self.table[root.number] = lying.data_ptr()
+
+    def _error_word(self) -> None:
+        self.error = np.zeros(1, dtype=np.int64)
+        for root in self.plan.numbered:
+            if root.kind == "error":
+                self.table[root.number] = self.error.ctypes.data
 
     def _arena(self) -> int:
         ours = [r for r in self.plan.roots if r.kind == "arena"]
@@ -154,7 +165,7 @@ class Frame:
         """One native call for consecutive kernels."""
         words: list[int] = []
         for call in calls:
-            numbers = self.numbers(call.numbers)
+            numbers = [_word(n, self.numbers(n)) for n in call.numbers]
             words += [self.program.address(call.kernel), len(call.refs), len(numbers)]
             for ref in call.refs:
                 words += [ref.root.number, self.numbers(ref.offset) * (ref.dtype.bits // 8)]
@@ -162,12 +173,26 @@ class Frame:
         data = np.array(words, dtype=np.int64)
         self.kept.append(data)
         run, count, at = self.program.run, len(calls), data.ctypes.data
-        table = ctypes.addressof(self.table)
-        limit = self.program.threads
-        if limit is not None:
-            return lambda: run(at, count, table, limit)
-        threads = torch.get_num_threads  # asked at each call: the user may change it
-        return lambda: run(at, count, table, threads())
+        table, limit = ctypes.addressof(self.table), self.program.threads
+        threads = torch.get_num_threads if limit is None else lambda: limit
+        if any(ref.root.kind == "error" for call in calls for ref in call.refs):
+            error = self.error
+
+            def checked() -> None:
+                run(at, count, table, threads())
+                if error[0]:
+                    error[0] = 0
+                    raise IndexError("index out of range in self")
+
+            return checked
+        return lambda: run(at, count, table, threads())  # the user may change threads at any time
+
+
+def _word(expression: Any, value: int | float) -> int:
+    """A number as kernels take it: an integer, or the bits of a double."""
+    if isinstance(expression, int) or expression.is_integer:
+        return int(value)
+    return struct.unpack("q", struct.pack("d", value))[0]
 
 
 def _dropping(step: Callable[[], None], values: list[Any], gone: list[int]) -> Callable[[], None]:

@@ -9,7 +9,7 @@ from typing import Any
 from effc.ir import Op, no
 from effc.ir.rewrite import Answer
 
-from . import pointwise
+from . import anchored, pointwise, rows
 from .builder import Builder
 from .lowering import lowers
 
@@ -23,7 +23,11 @@ class Way:
     lower: Callable[[Builder, Any], None]
 
 
-WAYS: list[Way] = [Way(lambda node: True, pointwise.check, pointwise.lower)]
+WAYS: list[Way] = [
+    Way(anchored.concerns, anchored.check, anchored.lower),
+    Way(rows.concerns, rows.check, rows.lower),
+    Way(lambda node: True, pointwise.check, pointwise.lower),
+]
 
 
 def check(node: Any) -> Answer:

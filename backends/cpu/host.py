@@ -170,16 +170,7 @@ def clone_call(source: int, slot: int) -> Make:
     return make
 
 
-def packed(t: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
-    """t with these strides: itself where they differ only in dimensions of one element."""
-    if not t.is_neg() and all(
-        n == 1 or a == b for n, a, b in zip(t.shape, t.stride(), strides, strict=True)
-    ):
-        return t
-    return torch.empty_strided(t.shape, strides, dtype=t.dtype).copy_(t)
-
-
 __all__ = [
-    "clone_call", "fallback", "has_symbols", "library", "packed", "reference_call", "view_call",
+    "clone_call", "fallback", "has_symbols", "library", "reference_call", "view_call",
     "window_call",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import sympy
+import torch
 
 from effc.ir import DType, Op, row_major
 from effc.ir.symbols import Dim, dim, product
@@ -205,6 +206,15 @@ def _compare(a: Dim, b: Dim) -> int | None:
 
 
 same_dim, plain_dim = _same, _plain
+
+def packed(t: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    """t with these strides: itself where they differ only in dimensions of one element."""
+    if not t.is_neg() and all(
+        n == 1 or a == b for n, a, b in zip(t.shape, t.stride(), strides, strict=True)
+    ):
+        return t
+    return torch.empty_strided(t.shape, strides, dtype=t.dtype).copy_(t)
+
 
 # ------------------------------------------------------------------ the arena
 

@@ -14,7 +14,7 @@ from effc.ir import Graph, Op
 from effc.ir.symbols import Dim
 
 from ..base import Launch
-from .builder import HostCall, KernelCall, Window
+from .builder import HostCall, KernelCall, Packed, Window
 from .memory import Root
 from .sizes import Sizes
 
@@ -28,6 +28,7 @@ class Plan:
     roots: list[Root]
     windows: list[Window]
     constants: dict[Op, Root]  # evaluated when weights are bound
+    packed: list[Packed]
     inputs: list[Root | int]
     outputs: list[int]  # slots
     shared: list[int]  # outputs that a fallback may have given memory of something else

@@ -6,7 +6,7 @@ from effc.ir import Graph, Input, Item, No, Op, Weight, no
 from effc.ir.types import Tensor
 
 from ..base import Options
-from . import fused, library, pointwise  # noqa: F401  (they register lowerings)
+from . import fused, images, library, movers, norms, pointwise, rows  # noqa: F401  (lowerings)
 from .aliases import alias_root, escaping
 from .builder import VIEWS, Builder, Held
 from .host import clone_call, fallback
@@ -28,8 +28,8 @@ def make_plan(graph: Graph, options: Options, without: No | None = None) -> Plan
     captured = options.captured or graph
     outputs, shared = _outputs(b, captured)
     return Plan(
-        graph, b.steps, b.roots, b.windows, b.constants, inputs, outputs, shared, b.slots,
-        b.shown_in, b.sizes, b.equal,
+        graph, b.steps, b.roots, b.windows, b.constants, list(b.packed.values()), inputs,
+        outputs, shared, b.slots, b.shown_in, b.sizes, b.equal,
     )  # fmt: skip
 
 

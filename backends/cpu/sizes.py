@@ -16,7 +16,13 @@ import sympy
 from effc.ir import evaluate
 from effc.ir.symbols import dim_text
 
+def _exact(value: float) -> int | float:
+    """A quotient that is a whole number as an int."""
+    return int(value) if value == int(value) else value
+
+
 _KNOWN: dict[str, Any] = {
+    "_exact": _exact,
     "Max": max, "Min": min, "Abs": abs, "floor": math.floor, "ceiling": math.ceil,
     "CeilToInt": math.ceil, "FloorToInt": math.floor, "True": True, "False": False,
     "IntTrueDiv": lambda a, b: a / b, "FloatTrueDiv": lambda a, b: a / b,
@@ -68,8 +74,8 @@ def compile_exprs(
             text = f"_rest[{i}]"
         else:
             text = _NAME.sub(lambda m: renamed.get(m[0], m[0]), text)
-            if e.is_integer and "/" in text.replace("//", ""):
-                text = f"int({text})"  # an exact quotient
+            if "/" in text.replace("//", ""):
+                text = f"_exact({text})"
         texts.append(text)
     source = f"lambda {', '.join(['_rest', *renamed.values()])}: ({', '.join(texts)},)"
     function = eval(source, {"__builtins__": {}, **known})

@@ -2,9 +2,9 @@
 // `omp simd` loop over it at any width. effc_libm.h has the same names for double.
 //
 // Largest error against the double result, over all floats (test_runtime_header.py keeps it true):
-//   exp 1.1 ulp    exp2 1.1 ulp    expm1 1.5 ulp
-//   log 1.0 ulp    log1p 1.0 ulp   log2 2.5 ulp    log10 3.1 ulp
-//   tanh 2.6 ulp   erf 1.2 ulp     sin 1.6 ulp     cos 1.6 ulp
+//   exp 1.1 ulp    exp2 1.1 ulp    expm1 1.6 ulp
+//   log 1.0 ulp    log1p 1.0 ulp   log2 2.0 ulp    log10 1.9 ulp
+//   tanh 2.6 ulp   erf 1.3 ulp     sin 1.7 ulp     cos 1.7 ulp
 //   sigmoid 2.6 ulp, but below 1.2e-38 (x < -87) the result may be 0
 // NaN gives NaN, infinities and signed zeros give what torch gives.
 //
@@ -138,14 +138,16 @@ EFFC_INLINE float log(float x) {
 
 EFFC_INLINE float log2(float x) {
   const detail::LogParts d = detail::log_parts(x);
-  // log2(e) = 1.4427 + rest, so the big products lose nothing when FMA is missing.
-  const float y = (d.tail * 0.4426950f + d.f * 0.4426950f) + d.tail + d.f + d.e;
+  // log2(e) in two parts
+  const float y = d.f * 1.44269502f + (d.tail * 1.44269502f + d.f * 1.92596303e-8f) + d.e;
   return detail::log_special(x, y);
 }
 
 EFFC_INLINE float log10(float x) {
   const detail::LogParts d = detail::log_parts(x);
-  const float y = (d.f + d.tail) * 0.434294482f + d.e * 7.9034415e-6f + d.e * 0.301022112f;
+  // log10(e) and log10(2) in two parts each; e * 0.30078125 is exact
+  const float low = d.f * -1.01030503e-8f + d.e * 2.48745664e-4f;
+  const float y = d.f * 0.434294492f + (d.tail * 0.434294492f + low) + d.e * 0.30078125f;
   return detail::log_special(x, y);
 }
 

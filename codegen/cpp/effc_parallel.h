@@ -36,8 +36,8 @@ EFFC_INLINE void call(F& body, int64_t begin, int64_t end, int64_t part) {
 }  // namespace detail
 
 // Calls body(begin, end), or body(begin, end, part), on disjoint ranges that cover [0, n). There
-// are at most `threads` parts, numbered from 0, none smaller than `grain` by more than one. When
-// that leaves one part, the calling thread does it with no call to OpenMP.
+// are at most `threads` parts, numbered from 0, none smaller than `grain` but the only one. A single
+// part is done by the calling thread, with no call to OpenMP.
 template <class F>
 static inline void parallel_for(int64_t n, int64_t grain, int64_t threads, F&& body) {
   if (n <= 0) return;
@@ -64,6 +64,21 @@ static inline void parallel_for(int64_t n, int64_t grain, int64_t threads, F&& b
 #endif
   detail::call(body, int64_t(0), n, int64_t(0));
 }
+
+}  // namespace effc
+
+namespace effc {
+
+// Memory for one part of a loop, aligned for the widest vectors; `release` gives it back.
+template <class T>
+EFFC_INLINE T* scratch(int64_t count) {
+  const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+  void* p = aligned_alloc(64, bytes ? bytes : 64);
+  if (EFFC_UNLIKELY(!p)) abort();  // out of memory; a kernel has no way to say so
+  return static_cast<T*>(p);
+}
+
+EFFC_INLINE void release(void* p) { free(p); }
 
 }  // namespace effc
 

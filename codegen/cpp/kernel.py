@@ -65,13 +65,8 @@ def kernel(
 
 
 def tidy(text: str) -> str:
-    """Without trailing blanks and runs of empty lines, which templates leave behind."""
-    lines: list[str] = []
-    for line in text.splitlines():
-        line = line.rstrip()
-        if line or (lines and lines[-1]):
-            lines.append(line)
-    return "\n".join(lines)
+    """Without the blank lines and trailing blanks that templates leave behind."""
+    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
 
 
 def unit(kernels: Sequence[Kernel]) -> str:

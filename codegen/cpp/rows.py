@@ -94,14 +94,15 @@ Body = Callable[[Program], Sequence[Value]]
 
 
 def row_kernel(
-    nest: Nest, leaves: Sequence[Any], outs: int, reduced: Sequence[int], order: Sequence[int],
-    body: Body, *, kind: str = "rows", comment: Iterable[str] = (),
+    nest: Nest, leaves: Sequence[tuple[Any, bool]], outs: int, reduced: Sequence[int],
+    order: Sequence[int], body: Body, *, kind: str = "rows", comment: Iterable[str] = (),
 ) -> Made:  # fmt: skip
     """Kernel of a program over `nest`.
 
-    reduced: dimensions of a row's elements. order: all dimensions, outermost in memory first.
-    Operands are outputs, then leaves; body(program) uses program.nodes[leaf] and gives the values
-    to store. An output that is one a row has stride 0 in the reduced dimensions.
+    leaves: each with whether it has a value for every element, or one a row. reduced: dimensions of
+    a row's elements. order: all dimensions, outermost in memory first. The nest's operands are
+    outputs, then leaves; body(program) uses program.nodes[leaf] and gives the values to store. An
+    output that is one a row has stride 0 in the reduced dimensions.
     """
     kept = [a for a in order if a not in reduced]
     outer = nest.collapsed(kept).at_least(1)
@@ -110,7 +111,7 @@ def row_kernel(
 
 
 class _Writer:
-    def __init__(self, outer: Nest, inner: Nest, leaves: list[Any], outs: int, body: Body,
+    def __init__(self, outer: Nest, inner: Nest, leaves: list[tuple[Any, bool]], outs: int, body: Body,
                  kind: str, comment: tuple[str, ...]) -> None:  # fmt: skip
         self.outer, self.inner, self.leaves, self.outs = outer, inner, leaves, outs
         self.kind, self.comment, self.body = kind, comment, body
@@ -158,10 +159,9 @@ class _Writer:
     def made(self) -> Made:
         self._places()
         program = Program(self.numbers)
-        for i, leaf in enumerate(self.leaves):
+        for i, (leaf, full) in enumerate(self.leaves):
             at = self.outs + i
             operand = self.inner.operands[at]
-            full = any(s != 0 for s in operand.strides)
             name = f"x{i}{'k' if full else 'r'}"
             element = self.elements[at] if full or self.columns else ""
             program.nodes[leaf] = program.leaf(operand.dtype, name + element, full)
@@ -182,7 +182,7 @@ class _Writer:
             below = sum(again.get(a, 0) for a in v.args if a.full)
             again[v] = v.work + below if v.full else 0
         for v in self.results:
-            need.setdefault(v, set()).add(self._stored_in(v))
+            need.setdefault(v, set()).add(v.level)
         for v in reversed(self.program.values):
             if v.kind == "reduce":
                 need.setdefault(v.args[0], set()).add(v.args[0].level)
@@ -195,9 +195,6 @@ class _Writer:
             for a in v.args:
                 if a.full:
                     need.setdefault(a, set()).update(passes)
-
-    def _stored_in(self, v: Value) -> int:
-        return v.level
 
     def _pass(self, k: int) -> dict[str, Any] | None:
         before = [v for v in self.program.values if not v.full and v.level == k]
@@ -290,17 +287,17 @@ class _Writer:
 
     def _fill(self, passes: list[dict[str, Any]], work: int) -> Made:
         operands = []
-        used = {i for i in range(len(self.names))}
+        full = [v.full for v in self.results] + [full for _, full in self.leaves]
         for i, name in enumerate(self.names):
             operand = self.inner.operands[i]
             const = "" if i < self.outs else "const "
             operands.append({
                 "name": name, "qualified": f"{const}{storage(operand.dtype)}",
-                "row": self.rows[i], "hops": self.hops[i], "full": any(operand.strides),
+                "row": self.rows[i], "hops": self.hops[i], "full": full[i],
             })  # fmt: skip
         elements = " * ".join(self.inner_sizes)
         made = kernel(
-            self.kind, "columns" if self.columns else "rows", pointers=len(used),
+            self.kind, "columns" if self.columns else "rows", pointers=len(self.names),
             numbers=list(self.numbers.text.values()), comment=self.comment, operands=operands,
             outer=[{"index": f"i{a}", "size": s} for a, s in enumerate(self.outer_sizes)],
             inner=self.inner_sizes, elements=elements, work=work, share=SHARE, lanes=LANES,

@@ -8,6 +8,7 @@ from typing import Any
 import sympy
 import torch
 
+from ..errors import OpError
 from ..op import Op
 from ..symbols import Dim
 from ..types import DType, Layout, Tensor, row_major
@@ -17,7 +18,10 @@ _NUMBERS = {bool: torch.bool, int: torch.int64, complex: torch.complex64}
 
 @cache
 def _promote(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    return torch.promote_types(a, b)
+    try:
+        return torch.promote_types(a, b)
+    except RuntimeError as e:  # sub-byte, 8-bit float and wide unsigned types
+        raise OpError(f"torch has no common type for {a} and {b}") from e
 
 
 def promote(*operands: Any) -> DType:

@@ -68,8 +68,8 @@ _reduction("prod", _prod, "wide")
 _reduction("mean", lambda x, d, k: torch.mean(x, d, k), "float")
 _reduction("amax", lambda x, d, k: torch.amax(x, d, k))
 _reduction("amin", lambda x, d, k: torch.amin(x, d, k))
-_reduction("any", lambda x, d, k: torch.any(x, d, k), "bool")
-_reduction("all", lambda x, d, k: torch.all(x, d, k), "bool")
+_reduction("any", lambda x, d, k: torch.any(x.bool(), d, k), "bool")  # torch gives u8 for u8
+_reduction("all", lambda x, d, k: torch.all(x.bool(), d, k), "bool")
 
 
 class RowOp(Op):

@@ -215,7 +215,7 @@ class Flip(Op):
         axes = {axis_of(self, d, self.x.tensor.rank) for d in self.dims}
         if len(axes) != len(self.dims):
             raise self.fail(f"a dimension appears twice in {self.dims}")
-        return self.x.tensor.with_(layout=row_major)
+        return self.x.tensor
 
     def reference(self, x: Any) -> Any:
         return x.flip(self.dims)
@@ -237,7 +237,7 @@ class PixelShuffle(Op):
         if t.rank < 3 or (isinstance(t.shape[-3], int) and t.shape[-3] % (r * r)):
             raise self.fail(f"channels must be a multiple of {r * r}")
         *lead, c, h, w = t.shape
-        return Tensor((*lead, floordiv(c, r * r), dim(h * r), dim(w * r)), t.dtype)
+        return t.with_(shape=(*lead, floordiv(c, r * r), dim(h * r), dim(w * r)))
 
     def reference(self, x: Any) -> Any:
         return F.pixel_shuffle(x, self.factor)
@@ -259,7 +259,7 @@ class PixelUnshuffle(Op):
         if t.rank < 3 or any(isinstance(s, int) and s % r for s in t.shape[-2:]):
             raise self.fail(f"height and width must be multiples of {r}")
         *lead, c, h, w = t.shape
-        return Tensor((*lead, dim(c * r * r), floordiv(h, r), floordiv(w, r)), t.dtype)
+        return t.with_(shape=(*lead, dim(c * r * r), floordiv(h, r), floordiv(w, r)))
 
     def reference(self, x: Any) -> Any:
         return F.pixel_unshuffle(x, self.factor)

@@ -102,6 +102,32 @@ def test_the_same_library_comes_back_while_it_is_in_use():
     assert build(SOURCE) is build(SOURCE)
 
 
+def test_paths_may_be_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EFFC_CACHE_DIR", "here")
+    compiler_that(tmp_path / "cxx", 'exec $real "$@"')
+    monkeypatch.setenv("CXX", "./cxx")
+    library = build('#include "effc.h"\n' + SOURCE, flags=["-O0"])
+    assert answer(library) == 42 and library.notes == ()
+    assert library.path.is_relative_to(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    "env, folder",
+    [
+        ({"EFFC_CACHE_DIR": "/a", "XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/b/effc"),
+        ({"HOME": "/c"}, "/c/.cache/effc"),
+    ],
+)
+def test_where_the_cache_is(monkeypatch, env, folder):
+    for name in ("EFFC_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert str(store.cache_dir()) == folder
+
+
 def test_a_missing_symbol_is_named():
     with pytest.raises(BuildError, match=r"kernel k: .*kernel\.so exports no question"):
         build(SOURCE, name="k").function("question")
@@ -284,15 +310,15 @@ def test_a_header_that_cannot_be_precompiled_is_only_slow(tmp_path, monkeypatch)
     assert answer(library) == 42 and [note.kind for note in library.notes] == ["no-pch"]
 
 
-def test_the_precompiled_header_is_used(cache, tmp_path):
-    flags = ["-O0", "-H"]  # -H lists headers: ! marks a precompiled one in use
+def test_the_precompiled_header_is_used():
     if find_toolchain().kind != "gcc":
         pytest.skip("needs g++")
+    flags = ["-O0", "-H"]  # -H lists headers: ! marks a precompiled one in use
     with pytest.raises(BuildError) as caught:
         build('#include "effc.h"\nint x = y;', flags=flags)
     assert "! " in caught.value.output and "effc.h.gch" in caught.value.output
     twice = '#include "effc.h"\n#include "effc.h"\n' + SOURCE
-    assert answer(build(twice, flags=["-O0"])) == 42
+    assert answer(build(twice, flags=flags)) == 42
 
 
 def test_work_of_dead_processes_is_swept_and_that_of_living_ones_is_not(cache):

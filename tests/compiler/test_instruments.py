@@ -1,4 +1,4 @@
-"""Verifying, measuring and dumping around passes; finding the pass and the rewrite that is wrong."""
+"""Verifying, measuring and dumping around passes; finding the rewrite that is wrong."""
 
 import json
 import math
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from effc import dump as dumps
-from effc.bisect import bisect
+from effc.bisection import bisect
 from effc.difference import Difference, compare, violation
 from effc.dump import Dump, check_folder, write_dump
 from effc.instruments import Measure, Verify
@@ -343,6 +343,7 @@ def test_page_is_self_contained_and_escaped(tmp_path):
     page = (tmp_path / "out" / "index.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert "http" not in page
-    assert '<span class="del">-    y1' in page and '<span class="add">+    y' in page
+    assert '<span class="del">-    y3&#39;: f32[N, 4] = mul(y1, 3)' in page
+    assert '<span class="add">+    y2: f32[N, 4] = mul(y1, 5)' in page
     assert "declared exact (rounding), found max_abs" in page
     json.loads((tmp_path / "out" / "report.json").read_text())

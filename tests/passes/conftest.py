@@ -118,3 +118,28 @@ def run():
         return ran
 
     return run
+
+
+@pytest.fixture
+def captured():
+    """captured(fn_or_module, *inputs) -> Graph, as torch.compile hands it to us."""
+    import effc.aten_table  # noqa: F401  registers the converters
+    from effc.capture import capture_exported
+    from effc.importer import import_captured
+
+    def captured(fn, *inputs) -> Graph:
+        module = fn if isinstance(fn, torch.nn.Module) else Function(fn)
+        with torch.no_grad():
+            program = torch.export.export(module.eval(), inputs, strict=False)
+            return import_captured(capture_exported(program)).graph
+
+    return captured
+
+
+class Function(torch.nn.Module):
+    def __init__(self, fn) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, *args):
+        return self.fn(*args)

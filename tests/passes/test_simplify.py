@@ -5,7 +5,7 @@ import torch
 
 from effc.ir import parse
 from effc.ir.types import DTYPES
-from effc.passes.simplify import holds
+from effc.passes.common import holds
 
 SPECIAL = torch.tensor(
     [

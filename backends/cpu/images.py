@@ -1,0 +1,113 @@
+"""Pooling and interpolation over the last two dimensions, row-major or channels-last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+
+from effc.codegen.cpp.image import image_kernel
+from effc.ir import channels_last, no, row_major, yes
+from effc.ir.rewrite import Answer
+from effc.ir.symbols import Dim
+
+from .builder import Builder
+from .lowering import lowers
+from .memory import Ref
+from .movers import packed_ref
+from .regions import Region
+
+FLOATS = ("f32", "f64", "bf16", "f16")
+
+
+def _floats(node: Any) -> Answer:
+    if node.dtype.name not in FLOATS:
+        return no("{} of {}", node.name, node.dtype, at=node)
+    return yes
+
+
+def _image(x: Ref) -> Ref:
+    """[C, H, W] as one image of a batch."""
+    if len(x.shape) == 4:
+        return x
+    return x.with_(shape=(1, *x.shape), strides=(0, *x.strides))
+
+
+def _walk(b: Builder, node: Any) -> tuple[bool, Ref, Ref, tuple[Dim, ...], tuple[Dim, ...]]:
+    """(channels last?, result, operand as the kernel reads it, sizes, strides)."""
+    (out,) = b.results(node)
+    last = node.tensor.layout == channels_last
+    x = b.ref(node.x)
+    axis = -3 if last else -1
+    if x.strides[axis] != 1 and x.shape[axis] != 1:
+        x = packed_ref(b, node.x, x, channels_last if last else row_major)
+    given, made = _image(x), _image(out)
+    sizes = (*given.shape, *made.shape[2:])
+    return last, out, x, sizes, (*given.strides, *made.strides)
+
+
+# ------------------------------------------------------------------ pooling
+
+
+def _pool_check(node: Any) -> Answer:
+    return _floats(node)
+
+
+@lowers("max_pool2d", "avg_pool2d", check=_pool_check)
+def _pool(b: Builder, node: Any) -> None:
+    last, out, x, sizes, strides = _walk(b, node)
+    maximum = node.name == "max_pool2d"
+    real = "double" if node.dtype.name == "f64" else "float"
+    made = image_kernel(
+        "pool", node.dtype, last, sizes, strides, comment=Region.of(node).comment(b),
+        kernel=node.kernel, stride=node.stride, padding=node.padding,
+        dilation=node.dilation if maximum else (1, 1), maximum=maximum,
+        start=f"-std::numeric_limits<{real}>::infinity()" if maximum else "0",
+        divisor=None if maximum else node.divisor,
+        include_pad=not maximum and node.count_include_pad,
+    )  # fmt: skip
+    b.kernel(made.kernel, node, [out], [x], made.numbers)
+    b.set(node, out)
+
+
+# ------------------------------------------------------------------ interpolation
+
+
+def _interpolate_check(node: Any) -> Answer:
+    if node.mode not in ("nearest", "nearest-exact", "bilinear"):
+        return no("mode {!r} has no kernel", node.mode, at=node)
+    return _floats(node)
+
+
+@lowers("interpolate", check=_interpolate_check)
+def _interpolate(b: Builder, node: Any) -> None:
+    last, out, x, sizes, strides = _walk(b, node)
+    linear = node.mode == "bilinear"
+    more = {
+        f"steps_{'hw'[i]}": _step(node, node.x.shape[2 + i], node.size[i], node.scales[i])
+        for i in range(2)
+    }
+    made = image_kernel(
+        "interpolate", node.dtype, last, sizes, strides, more=more,
+        comment=Region.of(node).comment(b), linear=linear, corners=node.align_corners,
+        exact=node.mode == "nearest-exact",
+    )  # fmt: skip
+    b.kernel(made.kernel, node, [out], [x], made.numbers)
+    b.set(node, out)
+
+
+def _step(node: Any, size: Dim, out: Dim, scale: float | None) -> Any:
+    """Pixels of the source for one of the result, as torch's area_pixel_compute_scale."""
+    if node.mode == "bilinear" and node.align_corners:
+        if isinstance(out, int) and out <= 1:
+            return sympy.Float(0.0)
+        below = sympy.Max(sympy.sympify(out) - 1, 1)
+        return _real((sympy.sympify(size) - 1) / below)
+    if scale is not None and scale > 0:
+        return sympy.Float(1.0 / scale)
+    return _real(sympy.sympify(size) / sympy.sympify(out))
+
+
+def _real(value: Any) -> Any:
+    """A quotient of sizes as a float, also where it is a whole number."""
+    return sympy.Float(float(value)) if value.is_number else value + sympy.Float(0.0)
