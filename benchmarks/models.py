@@ -96,7 +96,9 @@ def measure(run: dict[str, Callable[[], Any]], rounds: int, threads: int) -> dic
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("models", nargs="*", choices=[*LIBRARY, []])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
@@ -106,7 +108,9 @@ def main() -> int:
         "date": date.today().isoformat(), "machine": str(detect()), "torch": torch.__version__,
         "models": {},
     }  # fmt: skip
-    table = Table("model", "threads", "eager ms", "effc / eager", "Inductor / eager", "NHWC / eager")
+    table = Table(
+        "model", "threads", "eager ms", "effc / eager", "Inductor / eager", "NHWC / eager"
+    )
     for name in chosen.models or LIBRARY:
         model, args, kwargs = LIBRARY[name].build()
         for threads in chosen.threads:

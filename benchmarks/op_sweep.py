@@ -99,7 +99,7 @@ def _compare(o: Any, got: Any, want: Any) -> None:
 
 
 def _refusal(compiled: Any) -> str:
-    from effc.explain import explain
+    from effc.explanation import explain
     from effc.ir import EffcError
 
     try:
@@ -110,7 +110,9 @@ def _refusal(compiled: Any) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("names", nargs="*")
     parser.add_argument("--samples", type=int, default=3)
     parser.add_argument("--out", type=Path)

@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from effc.api import compile
+    from effc.bisection import bisect
     from effc.dynamo import dynamo_backend
-    from effc.explain import explain
+    from effc.explanation import explain
 
 __version__ = "0.1.0"
-__all__ = ["compile", "dynamo_backend", "explain"]
+__all__ = ["bisect", "compile", "dynamo_backend", "explain"]
 
-_HOMES = {"compile": "effc.api", "dynamo_backend": "effc.dynamo", "explain": "effc.explain"}
+_HOMES = {
+    "bisect": "effc.bisection",
+    "compile": "effc.api",
+    "dynamo_backend": "effc.dynamo",
+    "explain": "effc.explanation",
+}
 
 
 def __getattr__(name: str) -> Any:

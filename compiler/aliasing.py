@@ -8,8 +8,28 @@ and after capture, and arguments that overlap looked at before a call that write
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True)
+class ArgumentView:
+    """A result that is memory of a written argument: `of` it, once the mutations are copied back.
+
+    `index` is the argument's index in `Captured.inputs`; without a size it is returned as it is.
+    """
+
+    index: int
+    size: tuple[int, ...] | None = None
+    stride: tuple[int, ...] = ()
+    offset: int = 0
+
+    def of(self, argument: torch.Tensor) -> torch.Tensor:
+        """The result, given the argument."""
+        if self.size is None:
+            return argument
+        return argument.as_strided(self.size, self.stride, argument.storage_offset() + self.offset)
 
 
 def storage_key(value: object) -> int | None:
@@ -33,6 +53,19 @@ def alias_pairs(values: Sequence[object]) -> set[tuple[int, int]]:
 def is_written(value: object) -> bool:
     """True if a fake tensor, or one it is a view of, was written in place while it was traced."""
     return isinstance(value, torch.Tensor) and not value.is_inference() and value._version > 0
+
+
+def argument_view(index: int, argument: torch.Tensor, result: torch.Tensor) -> ArgumentView | None:
+    """How `result` lies in the memory of `argument`; None if that is no plain strided view."""
+    if argument.dtype != result.dtype or argument.is_conj() != result.is_conj():
+        return None
+    shapes = [(*t.shape, *t.stride(), t.storage_offset()) for t in (argument, result)]
+    if str(shapes[0]) == str(shapes[1]):
+        return ArgumentView(index)
+    if not all(isinstance(n, int) for shape in shapes for n in shape):
+        return None
+    offset = result.storage_offset() - argument.storage_offset()
+    return ArgumentView(index, tuple(result.shape), result.stride(), offset)
 
 
 def tensors_of(node: torch.fx.Node) -> list[torch.Tensor]:

@@ -148,7 +148,9 @@ class CompiledModule(nn.Module):
     ) -> None:
         super().__init__()
         self.module = module
-        self._ahead, self._lazy = ahead, lazy
+        self._ahead = ahead
+        # not as an attribute of nn.Module, which would list its parameters a second time
+        object.__setattr__(self, "_lazy", lazy)
         self._effc_records: list[Record] = [] if ahead is None else [ahead.record]
         self.train(module.training)
 

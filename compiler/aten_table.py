@@ -14,8 +14,8 @@ import torch
 
 from effc.importer import CONVERTERS, Call, converts
 from effc.ir import DType, Op, no, row_major
-from effc.ir.ops.shape import Copy, Expand, Permute, Reshape, ToLayout
 from effc.ir.ops.index import Arange
+from effc.ir.ops.shape import Copy, Expand, Permute, Reshape, ToLayout
 from effc.ir.ops.shape import Slice as SliceOp
 from effc.ir.rewrite import op
 from effc.ir.symbols import dim, floordiv, product

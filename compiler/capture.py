@@ -24,7 +24,15 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from effc.aliasing import alias_pairs, is_written, overlapping, tensors_of, undeclared_view
+from effc.aliasing import (
+    ArgumentView,
+    alias_pairs,
+    argument_view,
+    is_written,
+    overlapping,
+    tensors_of,
+    undeclared_view,
+)
 from effc.origins import Origin, argument_names, innermost_line, is_module_tensor, origin
 from effc.regions import explicit_casts, without_regions
 
@@ -59,25 +67,6 @@ class CapturedInput:
     name: str
     position: int | None
     tensor: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class ArgumentView:
-    """A result that is memory of a written argument: `of` it, once the mutations are copied back.
-
-    `index` is the argument's index in `Captured.inputs`; without a size it is returned as it is.
-    """
-
-    index: int
-    size: tuple[int, ...] | None = None
-    stride: tuple[int, ...] = ()
-    offset: int = 0
-
-    def of(self, argument: torch.Tensor) -> torch.Tensor:
-        """The result, given the argument."""
-        if self.size is None:
-            return argument
-        return argument.as_strided(self.size, self.stride, argument.storage_offset() + self.offset)
 
 
 @dataclass(frozen=True)
@@ -453,25 +442,12 @@ def _with_aliases(captured: Captured, seen: list, results: list) -> Captured:
         if i >= len(seen):
             reason = f"result {result} shares memory with result {i - len(seen)}"
             raise _Refused("alias", reason, where)
-        view = _argument_view(i, seen[i], results[result])
+        view = argument_view(i, seen[i], results[result])
         if view is None:
             reason = f"result {result} shares memory with {captured.inputs[i].name}"
             raise _Refused("alias", reason, where)
         outputs[leading + result] = CapturedOutput(view)
     return replace(captured, outputs=tuple(outputs))
-
-
-def _argument_view(index: int, argument: torch.Tensor, result: torch.Tensor) -> ArgumentView | None:
-    """How `result` lies in the memory of `argument`; None if that is no plain strided view."""
-    if argument.dtype != result.dtype or argument.is_conj() != result.is_conj():
-        return None
-    shapes = [(*t.shape, *t.stride(), t.storage_offset()) for t in (argument, result)]
-    if str(shapes[0]) == str(shapes[1]):
-        return ArgumentView(index)
-    if not all(isinstance(n, int) for shape in shapes for n in shape):
-        return None
-    offset = result.storage_offset() - argument.storage_offset()
-    return ArgumentView(index, tuple(result.shape), result.stride(), offset)
 
 
 def _dynamo_kind(node: torch.fx.Node, value: object) -> str:

@@ -29,7 +29,7 @@ from effc.examples.rlfn.images import (
     upscale,
     y_psnr,
 )  # fmt: skip
-from effc.explain import explain
+from effc.explanation import explain
 
 ROUNDS = 9  # timed calls of each, interleaved; the median counts
 WEIGHTS = Path(__file__).parent.parent / "examples" / "rlfn" / "weights"

@@ -14,6 +14,7 @@ from torch._guards import CompileContext
 
 from effc.capture import Refusal, capture_dynamo
 from effc.engine import CompiledGraph, compile_captured
+from effc.explanation import graph_break
 from effc.ir import UnsupportedError
 from effc.options import Options
 from effc.record import Record
@@ -30,6 +31,7 @@ def dynamo_backend(
     chosen = Options.of(options)
     record = Record(_name(), pipeline=str(chosen.passes), target=chosen.target)
     record.recompile_cause = _recompile_cause()
+    record.graph_break = graph_break(gm)
     with record.phase("capture"):
         captured = capture_dynamo(gm, example_inputs)
     made: CompiledGraph | Refusal = (
@@ -43,7 +45,11 @@ def dynamo_backend(
 
 
 def _refused(
-    gm: torch.fx.GraphModule, example_inputs: Sequence[Any], why: Refusal, options: Options, record: Record
+    gm: torch.fx.GraphModule,
+    example_inputs: Sequence[Any],
+    why: Refusal,
+    options: Options,
+    record: Record,
 ) -> Callable[..., Any]:
     record.refusal = why
     if options.strict and why.kind != "training":

@@ -16,11 +16,13 @@ import torch
 import effc.aten_table  # noqa: F401  (registers the converters)
 from effc.backends import find_backend
 from effc.capture import Captured, Refusal, overlapping
+from effc.dump import Dump
 from effc.importer import Imported, import_captured
+from effc.instruments import Verify
 from effc.ir import UnsupportedError, bind_symbols, evaluate, node_text
 from effc.ir.symbols import from_torch
 from effc.options import Options
-from effc.pipeline import Instrument, run_pipeline
+from effc.pipeline import run_pipeline
 from effc.record import Guard, Record
 
 # Weight sets whose folded and packed constants are kept at once. More than one is needed where one
@@ -46,33 +48,27 @@ def compile_captured(
         return imported
     record.guards += guards_of(captured)
     backend = find_backend(options.target)
+    dump = None if options.dump is None else Dump(options.dump, record=record)
     samples = None
     if sample_arguments is not None and (options.measure or options.dump):
-        samples = [_argument(captured, i, sample_arguments) for i in imported.arguments]
+        samples = [_number(_argument(captured, i, sample_arguments)) for i in imported.arguments]
         record.sizes = {str(k): v for k, v in bind_symbols(imported.graph, samples).items()}
+        if dump is not None:
+            dump.inputs = samples
     with record.phase("passes"):
         record.stages = run_pipeline(
             imported.graph, options.passes, supports=backend.supports,
             sample_inputs=samples if options.measure else None,
-            instruments=_instruments(options, record, samples),
+            instruments=[*([Verify()] if options.verify else []), *([dump] if dump else [])],
         )  # fmt: skip
     with record.phase("backend"):
         captured_graph = {"captured": imported.graph}  # the plan shares memory only where it does
         record.executable = backend.compile(record.stages[-1].graph, captured_graph)
+    if dump is not None:
+        dump.complete()
     if options.strict and record.executable.fallbacks:
         raise unsupported(record, imported)
     return CompiledGraph(captured, imported, record, original)
-
-
-def _instruments(options: Options, record: Record, samples: Any) -> list[Instrument]:
-    from effc.instruments import Dump, Verify
-
-    made: list[Instrument] = []
-    if options.verify:
-        made.append(Verify())
-    if options.dump:
-        made.append(Dump(options.dump, record=record, inputs=samples))
-    return made
 
 
 def unsupported(record: Record, imported: Imported) -> UnsupportedError:
@@ -86,7 +82,7 @@ def unsupported(record: Record, imported: Imported) -> UnsupportedError:
     return UnsupportedError(
         f"{len(record.executable.fallbacks)} nodes of {record.name} have no kernel for "
         f"target {record.target}",
-        fix='drop strict=True to run them through ATen, or register a kernel (examples/add_an_op.py)',
+        fix="drop strict=True to run them through ATen, or register a kernel (examples/add_an_op.py)",
         context="\n".join(rows),
     )
 
@@ -114,6 +110,11 @@ def _range(name: sympy.Symbol, values: Any) -> Guard:
 def _line(guard: Any) -> str:
     frame = next(iter(getattr(guard.sloc, "user_stack", None) or ()), None)
     return f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" if frame is not None else ""
+
+
+def _number(value: Any) -> Any:
+    """A size that Dynamo knows symbolically, as it is in this call."""
+    return value.node.hint if isinstance(value, (torch.SymInt, torch.SymFloat)) else value
 
 
 def _argument(captured: Captured, index: int, arguments: Sequence[Any]) -> Any:

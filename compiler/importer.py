@@ -181,9 +181,7 @@ class _Importer:
             self.adopt(value, where)
         return made
 
-    def convert(
-        self, call: Call, overload: Any, args: Any, kwargs: Any
-    ) -> tuple[Any, No | None]:
+    def convert(self, call: Call, overload: Any, args: Any, kwargs: Any) -> tuple[Any, No | None]:
         target, val = call.target, call.val
         converter = CONVERTERS.get(target)
         if converter is None:

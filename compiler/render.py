@@ -80,19 +80,19 @@ def _section(title: str, parts: Iterable[Any]) -> Any:
 def _stages(stages: Sequence[StageRow]) -> Table:
     measured = any(s.error for s in stages)
     errors = (">error", ">total") if measured else ()
-    table = grid(">", "pass", ">rewrites", ">nodes", ">time", *errors, ">work", ">bytes")
+    table = grid(">", "pass", ">rewrites", ">nodes", ">time", *errors, ">FLOP", ">bytes")
     for s in stages:
         shown = [_error(s.error), _error(s.total_error)] if measured else []
         table.add_row(
             str(s.index), Text(s.name), str(s.rewrites) if s.index else "", str(s.nodes),
             duration(s.seconds) if s.index else "", *shown,
-            _brief(s.flops, "FLOP"), _brief(s.bytes, "B"),
+            _brief(s.flops), _brief(s.bytes),
         )  # fmt: skip
     return table
 
 
-def _brief(value: float | str, unit: str) -> str:
-    return "symbolic" if isinstance(value, str) else amount(value, unit)
+def _brief(value: float | str) -> str:
+    return "symbolic" if isinstance(value, str) else amount(value, "").strip()
 
 
 def _error(error: Any) -> str:
@@ -114,11 +114,18 @@ def _near(rule: RuleRow) -> list[Miss]:
 
 def _rule(rule: RuleRow, shown: Sequence[Miss]) -> Any:
     head = Text.assemble(
-        (rule.rule, "bold"), f"  {rule.hits} of {counted(rule.attempts, 'try', 'tries')}  ",
+        (rule.rule, "bold"), f"  {_hits(rule)}  ",
         "" if rule.title == rule.rule else rule.title,
     )  # fmt: skip
     misses = [_row(f"not at {m.node}", m.where, m.reason) for m in shown]
     return Group(head, *(Padding(m, (0, 0, 0, 2)) for m in misses))
+
+
+def _hits(rule: RuleRow) -> str:
+    """Passes that work without the rule engine count what they did, not what they tried."""
+    if rule.attempts < rule.hits:
+        return counted(rule.hits, "time")
+    return f"{rule.hits} of {counted(rule.attempts, 'try', 'tries')}"
 
 
 def _fallback(fallback: Fallback) -> Any:

@@ -1,11 +1,11 @@
 """Read a dump: every stage of a compilation as a file that runs on its own.
 
-    python examples/read_a_dump.py [FOLDER]
+python examples/read_a_dump.py [FOLDER]
 
-    FOLDER/000_capture.py       the model as captured; `python 000_capture.py` runs it
-    FOLDER/001_<pass>.py ...    after each pass, headed by what it did
-    FOLDER/kernels/             the source of every generated kernel
-    FOLDER/report.json          the report for programs;  index.html for people
+FOLDER/000_capture.py       the model as captured; `python 000_capture.py` runs it
+FOLDER/001_<pass>.py ...    after each pass, headed by what it did
+FOLDER/kernels/             the source of every generated kernel
+FOLDER/report.json          the report for programs;  index.html for people
 """
 
 import json

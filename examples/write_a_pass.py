@@ -37,7 +37,7 @@ class ClipActivations(Pass):
     def run(self, g: Graph, ctx: Context) -> Graph:
         relus = [node for node in g.nodes if node.name == "relu"]
         ctx.counted("ReluToClamp", "relu(x) => clamp(x, 0, limit)", len(relus))
-        return g.substitute({node: op.clamp(node.x, 0.0, self.limit) for node in relus})
+        return ctx.substitute(g, {node: op.clamp(node.x, 0.0, self.limit) for node in relus})
 
 
 def main() -> None:

@@ -22,9 +22,10 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeAlias, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import sympy
+from typing_extensions import Self, dataclass_transform
 
 from .errors import OpError, nearest
 from .symbols import Dim, evaluate, free_symbols
@@ -87,6 +88,11 @@ class Op:
 
     type: Type
     origins: tuple[Origin, ...]
+
+    if typing.TYPE_CHECKING:  # fields are declared by subclasses, and passes see them as `Op`
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
 
     # -------------------------------------------------------------- what a declaration supplies
 
@@ -159,7 +165,7 @@ class Op:
             total = total + nbytes(operand.type)
         return total
 
-    def replace(self, **changes: object) -> typing.Self:
+    def replace(self, **changes: object) -> Self:
         """The same op with some fields changed; keeps origins."""
         values = {f.name: getattr(self, f.name) for f in self.fields} | changes
         return type(self)(**values).from_(self)
@@ -181,13 +187,13 @@ class Op:
         node.__dict__.update(values, type=self.type, origins=self.origins)
         return node
 
-    def from_(self, *sources: Op) -> typing.Self:
+    def from_(self, *sources: Op) -> Self:
         """Inherit the origins of the nodes this one stands for; not for nodes of a graph."""
         merged = dict.fromkeys(o for s in sources for o in s.origins)
         object.__setattr__(self, "origins", tuple(merged) or self.origins)
         return self
 
-    def at(self, *origins: Origin) -> typing.Self:
+    def at(self, *origins: Origin) -> Self:
         object.__setattr__(self, "origins", origins)
         return self
 

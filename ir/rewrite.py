@@ -365,6 +365,7 @@ class Journal:
         self.limit = limit
         self.rewrites: list[Rewrite] = []
         self.moves: list[dict[Op, Op]] = []  # one a sweep: value of the old graph -> of the new
+        self.replaced: set[Op] = set()
 
     def __enter__(self) -> Journal:
         self._token = _journal.set(self)
@@ -372,6 +373,11 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         _journal.reset(self._token)
+
+    @staticmethod
+    def current() -> Journal | None:
+        """The one that is open, if any."""
+        return _journal.get()
 
     @property
     def spent(self) -> bool:
@@ -385,18 +391,18 @@ class Journal:
             moved[node] = remap(new[node]) if node in new else mapped
             return moved[node]
 
-        result = graph._remap(replace, None)
+        result = graph._remap(replace, None, graph.inputs)
         self.moves.append(moved)
+        self.replaced |= new.keys()
         return result
 
     def now(self, graph: Graph) -> Iterator[tuple[Op, Op, bool]]:
         """(node of `graph`, the node that stands for its value at the end, was it rewritten)."""
-        roots = {r.root for r in self.rewrites}
         for node in graph.nodes:
-            current, touched = node, node in roots
+            current, touched = node, node in self.replaced
             for moved in self.moves:
                 current = moved.get(current, current)
-                touched = touched or current in roots
+                touched = touched or current in self.replaced
             yield node, current, touched
 
 

@@ -1,6 +1,7 @@
 """Passes: efficiency papers as graph rewrites, and the analyses they read."""
 
 from . import (
+    choose_layout,
     compose_pointwise,
     eliminate_common_subexpressions,
     eliminate_dead_code,
@@ -15,6 +16,7 @@ from . import (
 )
 
 __all__ = [
+    "choose_layout",
     "compose_pointwise",
     "eliminate_common_subexpressions",
     "eliminate_dead_code",

@@ -27,16 +27,25 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 from effc.ir import (
-    Engine, Graph, NearMiss, Op, PassError, PipelineError, Rule, RuleStats, nearest, yes,
+    Engine,
+    Graph,
+    NearMiss,
+    Op,
+    PassError,
+    PipelineError,
+    Rule,
+    RuleStats,
+    nearest,
+    yes,
 )  # fmt: skip
-from effc.ir.rewrite import Answer
+from effc.ir.rewrite import Answer, Journal
 
 GROUP = "effc.passes"
 
@@ -54,7 +63,9 @@ class Numerics:
     def __str__(self) -> str:
         if self.kind == "exact":
             return "exact (bit-equal)" if self.value == 0 else "exact (rounding)"
-        return f"{self.kind}({self.metric}{f' <= {self.value:g}' if self.kind == 'bounded' else ''})"
+        return (
+            f"{self.kind}({self.metric}{f' <= {self.value:g}' if self.kind == 'bounded' else ''})"
+        )
 
 
 # Rounding-level: a few float32 roundings of reassociated sums, measured against the values' norm.
@@ -99,6 +110,14 @@ class Context:
         self.touched += engine.touched
         return result
 
+    def substitute(self, graph: Graph, new: Mapping[Op, Op]) -> Graph:
+        """graph.substitute(new), for passes without rules: errors are then measured per node too."""
+        if not new:
+            return graph
+        self.touched += new.values()
+        journal = Journal.current()
+        return graph.substitute(new) if journal is None else journal.substitute(graph, dict(new))
+
     def counted(self, rule: str, title: str, hits: int = 1) -> None:
         """Count rewrites that a pass makes without the rule engine."""
         self.stats.setdefault(rule, RuleStats(rule, title)).hits += hits
@@ -139,7 +158,10 @@ class Pass:
             if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", cls.name):
                 raise PassError(f"pass name {cls.name!r} is not kebab-case")
             taken = PASSES.get(cls.name)
-            if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            if taken and (taken.__module__, taken.__qualname__) != (
+                cls.__module__,
+                cls.__qualname__,
+            ):
                 raise PassError(f"pass {cls.name!r} is already registered by {taken.__module__}")
             PASSES[cls.name] = cls
 
@@ -160,7 +182,7 @@ class Pass:
         return f"{self.name}{{{','.join(options)}}}" if options else self.name
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_plugins() -> tuple[str, ...]:
     """Import what other packages registered in `effc.passes`; returns their entry names."""
     loaded = []

@@ -39,7 +39,7 @@ class FoldNormAffine(Pass):
                     ctx.counted(RULE, TITLE)
                 else:
                     missed(ctx, RULE, TITLE, g, norm, answer)
-        return g.substitute(new) if new else g
+        return ctx.substitute(g, new)
 
 
 def legal(g: Graph, norm: Any) -> Answer:

@@ -156,8 +156,7 @@ class _Fusion:
                     self.miss(EPILOGUE, anchor, self.used_twice(anchor, part))
                 continue
             part = self.with_sides(anchor, part)
-            shuffle = self.shuffle_after(results[0]) if anchor.name == "conv2d" else None
-            tails = ([shuffle], []) if shuffle else ([],)
+            tails = self.stores_after(results[0]) if anchor.name == "conv2d" else [[]]
             heads = ([norm], []) if norm else ([],)
             for head in heads:
                 for tail in tails:
@@ -220,12 +219,19 @@ class _Fusion:
             return None
         return norm
 
-    def shuffle_after(self, last: Op) -> Op | None:
-        users = self.graph.users[last]
-        one = (
-            len(users) == 1 and users[0].name == "pixel_shuffle" and last not in self.graph.outputs
-        )
-        return users[0] if one and users[0] not in self.taken else None
+    def stores_after(self, last: Op) -> list[list[Op]]:
+        """Ops that only say where results are stored: pixel_shuffle, to_layout; longest first."""
+        tails: list[list[Op]] = [[]]
+        for name in ("pixel_shuffle", "to_layout"):
+            user = self.only_user(last)
+            if user is not None and user.name == name and user not in self.taken:
+                tails.insert(0, [*tails[0], user])
+                last = user
+        return tails
+
+    def only_user(self, value: Op) -> Op | None:
+        users = self.graph.users[value]
+        return users[0] if len(users) == self.graph.uses(value) == 1 else None
 
     def sorted(self, members: list[Op]) -> list[Op]:
         return sorted(members, key=self.groups.position.__getitem__)

@@ -51,7 +51,7 @@ class MergeQkv(Pass):
                 missed(ctx, RULE, TITLE, g, layers[0], answer)
         if not families:
             ctx.note("no linear layer and no convolution")
-        return g.substitute(new) if new else g
+        return ctx.substitute(g, new)
 
 
 def _alike(node: Any) -> tuple[object, ...]:
@@ -67,7 +67,9 @@ def legal(g: Graph, layers: list[Any]) -> Answer:
     if len(layers) == 1:
         others = [u for u in g.users[first.x] if u.name == first.name and u is not first]
         if others:
-            return no("{} layers that read it differ in bias or geometry", len(others) + 1, at=first.x)
+            return no(
+                "{} layers that read it differ in bias or geometry", len(others) + 1, at=first.x
+            )
         return no("no other {} reads its operand", first.name, at=first)
     if first.name != "linear" and first.groups != 1:
         return no("grouped convolutions see different channels when joined", at=first)

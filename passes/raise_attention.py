@@ -229,5 +229,3 @@ def mask_kind(value: torch.Tensor) -> str:
     n, k = value.shape[-2:]
     causal = torch.ones(n, k, dtype=torch.bool).tril()
     return "causal" if n == k and (keep == causal).all() else "of another shape"
-
-

@@ -48,7 +48,7 @@ class StackPointwise(Pass):
             ctx.counted(RULE, TITLE)
         if not new and RULE not in ctx.stats:
             ctx.note("no 1x1 convolution reads a 1x1 convolution")
-        return g.substitute(new) if new else g
+        return ctx.substitute(g, new)
 
     def legal(self, g: Graph, first: Any, readers: list[Any]) -> Answer:
         if len(readers) == g.uses(first):

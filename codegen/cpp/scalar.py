@@ -121,7 +121,7 @@ def _attributes(name: str, *fields: str) -> Expression:
 
 
 def _pow(node: Any, c: DType, a: str, b: str) -> str:
-    """torch computes these exponents by multiplication and square root."""
+    """torch computes these exponents by multiplication and square root; half without the roots."""
     exponent = node.b
     if c.is_float and isinstance(exponent, (int, float)) and not isinstance(exponent, bool):
         known = {
@@ -129,7 +129,7 @@ def _pow(node: Any, c: DType, a: str, b: str) -> str:
             3.0: f"({a} * {a} * {a})", -1.0: f"effc::reciprocal({a})",
             -2.0: f"effc::reciprocal({a} * {a})",
         }  # fmt: skip
-        if float(exponent) in known:
+        if float(exponent) in known and not (c.name == "f16" and abs(exponent) == 0.5):
             return known[float(exponent)]
     return f"effc::pow({a}, {b})"
 
@@ -238,6 +238,8 @@ def check(node: Any) -> Answer:
             return no("operand {} is neither a tensor nor a real number", value, at=node)
         if not isinstance(value, Op) and not _fits(value, c):
             return no("{} does not fit {}", value, c, at=node)
+    if node.name.startswith("bitwise") and c.is_float:
+        return no("{} of {}", node.name, c, at=node)
     if node.compute_dtype.kind == "bool" and node.name in ("sub", "neg", "square", "abs", "div"):
         return no("{} of bool", node.name, at=node)
     if node.name in ("div_floor", "div_trunc", "remainder", "fmod") and not c.is_float:

@@ -76,7 +76,7 @@ class Correlation(nn.Module):
         steps = torch.arange(1 - w, w, device=self.proj.weight.device)
         offsets = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1)
         table = self.pos(offsets.to(self.proj.weight.dtype)).permute(2, 0, 1)
-        # Means over all r x r squares of offsets; cell c of pixel p is the one that ends at p - c r.
+        # Means over all r x r squares of offsets; that of cell c and pixel p ends at p - c r.
         table = F.avg_pool2d(table, r, stride=1)
         pixel = torch.arange(w, device=steps.device)
         at = pixel[:, None] - r * torch.arange(m, device=steps.device) + (w - r)

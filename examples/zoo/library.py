@@ -46,7 +46,7 @@ class Architecture:
 
 
 def _perturb(model: nn.Module) -> None:
-    """Move every parameter off its start: fresh norms are 1, biases and gates 0, and hide errors."""
+    """Move every parameter off its start: norms of 1, biases and gates of 0 would hide errors."""
     for p in model.parameters():
         p.add_(torch.randn_like(p) * (0.1 if p.dim() == 1 else 0.02))
     for name, b in model.named_buffers():
@@ -79,7 +79,15 @@ def _gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(
-        GPT2Config(vocab_size=199, n_positions=64, n_embd=48, n_layer=2, n_head=4)
+        GPT2Config(
+            vocab_size=199,
+            n_positions=64,
+            n_embd=48,
+            n_layer=2,
+            n_head=4,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
     )
 
 

@@ -14,7 +14,8 @@ from effc.codegen.openmp import mapped_runtimes, torch_runtime
 if not torch_runtime():
     pytest.skip("needs a torch build with OpenMP", allow_module_level=True)
 
-SOURCE = """#include "effc.h"
+# <> and not "": one small kernel is not worth a precompiled header of its flags.
+SOURCE = """#include <effc.h>
 EFFC_EXPORT void parts(int64_t n, int64_t grain, int64_t threads, int64_t* begin, int64_t* end) {
   effc::parallel_for(n, grain, threads, [&](int64_t b, int64_t e, int64_t part) {
     begin[part] = b; end[part] = e;

@@ -387,7 +387,8 @@ def test_results_that_are_memory_of_a_written_argument():
     b, catch = a.clone(), Catch()
     result = torch.compile(written_and_viewed, backend=catch)(a)
     torch.testing.assert_close(result, written_and_viewed(b), rtol=0, atol=0)
-    assert result[0] is a and {type(o.value) for o in catch.one.outputs[2:4]} == {ArgumentView}
+    assert result[0] is a
+    assert sum(isinstance(o.value, ArgumentView) for o in catch.one.outputs) >= 3
     a.zero_()
     assert [bool(r.any()) for r in result] == [False, False, False, True, False]
     whole = compiled(lambda a: (a.add_(1), a * 2), rand(3, 4), dynamic=True)

@@ -137,6 +137,11 @@ def test_near_misses_show_node_reason_and_line(golden):
     assert as_text(rule_parts(report.rule("MergeScales"))) == golden
 
 
+def test_rewrites_without_the_engine_are_counted_in_times():
+    made = run_pipeline(scales(), Pipeline.parse("negate-outputs"))
+    assert "\n  Negate  1 time  y => neg(y)\n" in str(Report.of(Record("n", stages=made)))
+
+
 def test_refused_graph_says_so():
     record = Record("graph 1/0", refusal=SimpleNamespace(kind="alias", reason="why", where=None))
     text = str(record.report())

@@ -17,7 +17,9 @@ WEIGHTS = [
 TWO = ["p = linear(n, w1, c1)", "q = linear(n, w2)", "y = add(p, q)"]
 
 
-@pytest.mark.parametrize("norm", ["layer_norm(x, gamma, b)", "layer_norm(x, gamma)", "rms_norm(x, gamma)"])
+@pytest.mark.parametrize(
+    "norm", ["layer_norm(x, gamma, b)", "layer_norm(x, gamma)", "rms_norm(x, gamma)"]
+)
 def test_folds(run, norm):
     ran = run(program(*WEIGHTS, f"n = {norm}", *TWO), FOLD)
     assert ran.hits("NormAffineIntoLinear") == 1

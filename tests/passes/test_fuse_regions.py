@@ -294,6 +294,13 @@ def test_pixel_shuffle_ends_a_convolution(run):
     assert bodies(ran) == [["conv2d", "relu", "pixel_shuffle"]]
 
 
+def test_a_change_of_layout_ends_a_convolution(run):
+    lines = (*CONV, "l = to_layout(x, layout=channels_last)", "c = conv2d(l, k, b)",
+             "s = pixel_shuffle(c, factor=2)", "y = to_layout(s, layout=row_major)")  # fmt: skip
+    ran = run(program(*lines, args="x: f32[1, 3, 8, 8]"), FUSE)
+    assert bodies(ran) == [["conv2d", "pixel_shuffle", "to_layout"]]
+
+
 def test_a_refused_epilogue_shrinks(run):
     lines = (
         *CONV,

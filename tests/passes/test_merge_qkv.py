@@ -20,7 +20,11 @@ def qkv(q=8, kv=4, bias=("", "", "")):
     sizes = {"q": q, "k": kv, "v": kv}
     lines = []
     for (name, size), b in zip(sizes.items(), bias, strict=True):
-        lines += [w(f"w{name}", [size, 8]), w(f"b{name}", [size]), f"{name} = linear(x, w{name}{b})"]
+        lines += [
+            w(f"w{name}", [size, 8]),
+            w(f"b{name}", [size]),
+            f"{name} = linear(x, w{name}{b})",
+        ]
     heads = "to=(3, 5, {}, 4)"
     lines += [f"{n}4 = reshape({n}, {heads.format(s // 4)})" for n, s in sizes.items()]
     return [*lines, "kk = add(k4, v4)", "y = mul(q4, kk)"]
@@ -64,7 +68,9 @@ def test_a_gate_stays_where_the_target_fuses_it(run):
     assert ran.reasons("MergeSiblings") == [
         "mul joins its layer instead, which saves 1920 bytes for 480"
     ]
-    ran = run(program(*GATED), MERGE, supports=lambda n: no("no epilogues") if len(n.xs) > 1 else yes)
+    ran = run(
+        program(*GATED), MERGE, supports=lambda n: no("no epilogues") if len(n.xs) > 1 else yes
+    )
     assert ran.count("linear") == 1
 
 

@@ -45,9 +45,13 @@ def rms(x, eps=1e-6):
 RMS_FORMS = {
     "hugging face": lambda m, x: m.w * rms(x.float()).to(x.dtype),
     "weight before the cast": lambda m, x: (m.w * rms(x.float())).to(x.dtype),
-    "divided by the root": lambda m, x: m.w * (x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6)),
+    "divided by the root": lambda m, x: (
+        m.w * (x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6))
+    ),
     "gemma": lambda m, x: (rms(x.float()) * (1.0 + m.w.float())).type_as(x),
-    "t5": lambda m, x: (m.w * (x * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-6))).to(x.dtype),
+    "t5": lambda m, x: (
+        m.w * (x * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-6))
+    ).to(x.dtype),
 }
 
 
@@ -101,7 +105,9 @@ def test_layer_norm(raised):
 
 
 def test_a_modulation_per_sample_stays_outside(raised):
-    ran = raised(lambda x, s: nn.functional.layer_norm(x, (16,)) * (1 + s[:, None]), X, torch.randn(2, 16))
+    ran = raised(
+        lambda x, s: nn.functional.layer_norm(x, (16,)) * (1 + s[:, None]), X, torch.randn(2, 16)
+    )
     assert left(ran) == ["layer_norm", "add", "mul"]
     assert ran.reasons("NormWeight")[0] == "the factor is not one f32 a column"
 
@@ -112,7 +118,11 @@ def test_softmax(raised):
         return e / e.sum(1, keepdim=True)
 
     assert left(raised(softmax, X)) == ["softmax"]
-    ran = raised(lambda x: x.exp() / x.exp().sum(1, keepdim=True), X, pipeline="eliminate-common-subexpressions,raise-ops")
+    ran = raised(
+        lambda x: x.exp() / x.exp().sum(1, keepdim=True),
+        X,
+        pipeline="eliminate-common-subexpressions,raise-ops",
+    )
     assert ran.reasons("RaiseSoftmax")[0] == "the terms are not exp(x - amax(x))"
 
 
@@ -213,7 +223,10 @@ def test_rotation_the_other_way_is_no_rope(raised):
         half = x.shape[-1] // 2
         return x * c + torch.cat((x[..., half:], -x[..., :half]), -1) * s
 
-    assert raised(turned, Q, COS, SIN).reasons("RaiseRope")[0] == "neither factor is the other, rotated"
+    assert (
+        raised(turned, Q, COS, SIN).reasons("RaiseRope")[0]
+        == "neither factor is the other, rotated"
+    )
 
 
 # ------------------------------------------------------------------ attention
@@ -269,7 +282,9 @@ def test_attention_with_a_filled_mask(raised):
 
 
 def test_scores_filled_with_a_number_in_their_range_stay(raised):
-    ran = raised(lambda q, k, v, m: (q @ k.mT).masked_fill(m, -9.0).softmax(-1) @ v, Q, K, V, MASK > 0)
+    ran = raised(
+        lambda q, k, v, m: (q @ k.mT).masked_fill(m, -9.0).softmax(-1) @ v, Q, K, V, MASK > 0
+    )
     assert "not below all others" in ran.reasons("RaiseAttention")[0]
 
 
@@ -385,7 +400,11 @@ def test_masks_from_inputs_and_weights_stay(raised):
 def test_multihead_attention(raised):
     module = nn.MultiheadAttention(16, 4, batch_first=True)
     ran = raised(SelfAttention(module), X)
-    assert [n for n in left(ran) if n not in ("mul", "copy", "div")] == ["linear", "attention", "linear"]
+    assert [n for n in left(ran) if n not in ("mul", "copy", "div")] == [
+        "linear",
+        "attention",
+        "linear",
+    ]
 
 
 class SelfAttention(nn.Module):
@@ -399,10 +418,13 @@ class SelfAttention(nn.Module):
 
 # ------------------------------------------------------------------ layers
 
+
 def test_pixel_shuffle(raised):
     def shuffle(x):
         b, c, h, w = x.shape
-        return x.view(b, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c // 4, h * 2, w * 2)
+        return (
+            x.view(b, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c // 4, h * 2, w * 2)
+        )
 
     ran = raised(shuffle, torch.randn(2, 8, 3, 5))
     assert left(ran) == ["pixel_shuffle"] and ran.errors == [0.0]

@@ -9,11 +9,10 @@ this file only.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -190,13 +189,3 @@ def _codes(compiled: Any) -> Iterator[CodeType]:
     code = getattr(compiled, "__code__", None)
     if code is not None:
         yield code
-
-
-class _Module(ModuleType):
-    """`effc.explain` is this module once it is imported, and users call it: so it can be called."""
-
-    def __call__(self, compiled: Any) -> Explanation:
-        return explain(compiled)
-
-
-sys.modules[__name__].__class__ = _Module

@@ -6,7 +6,7 @@ from torch import nn
 
 import effc
 from effc.dynamo import _name, _recompile_cause
-from effc.explain import explain, graph_break, records_of
+from effc.explanation import explain, graph_break, records_of
 from effc.ir import InputError
 from effc.record import Record
 
@@ -89,9 +89,9 @@ def test_graph_breaks_are_followed_into_code_that_is_not_inlined():
     explanation = explain(fast)
     assert len(explanation.reports) == 4  # before the break, two halves of helper, after it
     first, second = explanation.breaks
-    assert first.where == f"test_explain.py:{line(Broken.forward) + 2}"
+    assert first.where == f"test_explanation.py:{line(Broken.forward) + 2}"
     assert "graph_break" in first.reason
-    assert second.where == f"test_explain.py:{line(helper) + 1}"
+    assert second.where == f"test_explanation.py:{line(helper) + 1}"
     assert "opaque" in second.reason and "0x" not in second.reason
     assert str(explanation).startswith("Broken: 4 graphs, capture stopped 2 times\n")
     assert str(explanation).count("\nEnds early\n") == 2
@@ -177,5 +177,4 @@ def test_records_that_an_object_carries():
 def test_the_package_offers_it_under_one_name():
     model = nn.Linear(4, 4)
     model._effc_records = [Record("Linear")]
-    for _ in range(2):  # the second time, `effc.explain` is the imported module
-        assert len(effc.explain(model).reports) == 1
+    assert len(effc.explain(model).reports) == 1

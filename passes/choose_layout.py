@@ -1,0 +1,129 @@
+"""The order of dimensions in memory: channels last where convolutions do most of the work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from effc.ir import Graph, Layout, Op, Tensor, channels_last, no, row_major, yes
+from effc.ir.ops.reduce import Reduction
+from effc.ir.rewrite import Answer, op
+from effc.ir.types import LAYOUTS
+
+from .analysis.traffic import estimate
+from .base import Context, Pass, exact
+from .common import missed
+
+RULE = "ChannelsLast"
+TITLE = "conv2d(x) => conv2d(to_layout(x, channels_last)), kept until an op needs row-major memory"
+
+# The result is laid out as x is, and each element is computed the same way in either layout.
+KEEPS = (
+    "max_pool2d", "avg_pool2d", "interpolate", "batch_norm", "group_norm", "pad", "slice", "copy",
+    "softmax", "log_softmax", "pixel_shuffle", "pixel_unshuffle",
+)  # fmt: skip
+# Any layout may come in; the result is row-major.
+READS = ("permute", "to_layout")
+
+
+@dataclass(frozen=True)
+class ChooseLayout(Pass):
+    """Lay images out channels last through convolutions and everything between them.
+
+    rewrite:
+        y = relu(conv2d(x, w))
+        -->
+        y = to_layout(relu(conv2d(to_layout(x, channels_last), w)), row_major)
+
+    layout: "channels_last", "row_major" (change nothing), or "auto": channels_last where that moves
+    fewer bytes, a convolution in row-major memory being charged one more pass over its operands.
+    Inputs and outputs of the graph keep the layout they were captured in.
+    """
+
+    name, numerics = "choose-layout", exact("rounding")
+    layout: str = "auto"
+
+    def run(self, g: Graph, ctx: Context) -> Graph:
+        if self.layout == "row_major":
+            ctx.note("row_major asked for: nothing is changed")
+            return g
+        convs = [n for n in g.nodes if n.name == "conv2d" and n not in g.constants]
+        rows = [n for n in convs if n.x.type.layout == row_major]
+        if not rows:
+            ctx.note("no convolution reads row-major memory")
+            return g
+        laid = _Layouts(g)
+        result = laid.run()
+        answer = pays(rows, laid.conversions) if self.layout == "auto" else yes
+        if not answer:
+            missed(ctx, RULE, TITLE, g, rows[0], answer)
+            return g
+        ctx.counted(RULE, TITLE, len(rows))
+        ctx.note(f"{len(rows)} convolutions channels last, {len(laid.conversions)} conversions")
+        return result
+
+
+def pays(convs: list[Any], conversions: list[Op]) -> Answer:
+    saved = sum(estimate(c.x.tensor.nbytes + c.tensor.nbytes) for c in convs)
+    spent = sum(estimate(2 * c.tensor.nbytes) for c in conversions)
+    if spent > saved:
+        return no("conversions would move {:g} bytes, convolutions would save {:g}", spent, saved)
+    return yes
+
+
+class _Layouts:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.memo: dict[Op, Op] = {i: i for i in graph.inputs}
+        self.nodes: list[Op] = []
+        self.converted: dict[tuple[Op, Layout], Op] = {}
+        self.conversions: list[Op] = []
+
+    def run(self) -> Graph:
+        for node in self.graph.nodes:
+            constant = node in self.graph.constants
+            made = self.rebuilt(node, {}) if constant else self.visit(node)
+            self.memo[node] = made
+            self.nodes.append(made)
+        outputs = tuple(self.laid(o, o.type.layout, o) for o in self.graph.outputs)  # type: ignore[union-attr]
+        return Graph(self.graph.inputs, tuple(self.nodes), outputs, self.graph.name)
+
+    def visit(self, node: Any) -> Op:
+        if node.name == "conv2d":
+            return self.rebuilt(node, {node.x: channels_last})
+        if node.pointwise or node.name == "cat":
+            images = [o for o in node.operands if self.is_image(o) and self.matches(o, node)]
+            last = any(self.memo[o].type.layout == channels_last for o in images)
+            return self.rebuilt(node, dict.fromkeys(images, channels_last if last else row_major))
+        if node.name in KEEPS or node.name in READS or isinstance(node, Reduction):
+            return self.rebuilt(node, {})
+        if node.name == "reshape" and node.x.tensor.shape[2:] == (1, 1):
+            return self.rebuilt(node, {})  # one pixel: both layouts are the same memory
+        return self.rebuilt(node, {o: o.type.layout for o in node.operands if self.is_image(o)})
+
+    def is_image(self, value: Op) -> bool:
+        return isinstance(value.type, Tensor) and value.type.rank == 4
+
+    def matches(self, operand: Op, node: Op) -> bool:
+        """Takes part in choosing the layout of the result."""
+        return node.name == "cat" or operand.shape == node.shape
+
+    def rebuilt(self, node: Op, wanted: dict[Op, Layout]) -> Op:
+        """The node on operands in the wanted layouts; others as they come."""
+
+        def operand(o: Op) -> Op:
+            return self.laid(o, wanted[o], node) if o in wanted else self.memo[o]
+
+        return node.map_operands(operand)
+
+    def laid(self, old: Op, layout: Layout, reader: Op) -> Op:
+        value = self.memo[old]
+        if not isinstance(value.type, Tensor) or value.type.layout == layout:
+            return value
+        key = (value, layout)
+        if key not in self.converted:
+            made = op.to_layout(value, LAYOUTS[layout.name]).from_(reader)
+            self.converted[key] = made
+            self.nodes.append(made)
+            self.conversions.append(made)
+        return self.converted[key]
