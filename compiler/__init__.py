@@ -25,7 +25,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public functions on first use, so that `effc doctor` starts without torch._dynamo."""
+    """Import the public functions on first use: `effc doctor` starts without torch._dynamo."""
     if name not in _HOMES:
         raise AttributeError(f"module 'effc' has no attribute {name!r}")
     from importlib import import_module

@@ -64,8 +64,8 @@ def argument_view(index: int, argument: torch.Tensor, result: torch.Tensor) -> A
         return ArgumentView(index)
     if not all(isinstance(n, int) for shape in shapes for n in shape):
         return None
-    offset = result.storage_offset() - argument.storage_offset()
-    return ArgumentView(index, tuple(result.shape), result.stride(), offset)
+    offset = int(result.storage_offset() - argument.storage_offset())
+    return ArgumentView(index, tuple(result.shape), tuple(result.stride()), offset)
 
 
 def tensors_of(node: torch.fx.Node) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""`effc.compile`: the same engine as `torch.compile(..., backend="effc")`, ahead of the first call."""
+"""`effc.compile`: the engine of `torch.compile(..., backend="effc")`, ahead of the first call."""
 
 from __future__ import annotations
 
@@ -133,12 +133,12 @@ def _export(
         raise EffcError(
             f"torch.export cannot capture {type(module).__name__} whole",
             why=str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__,
-            fix="leave out example_inputs: graphs are then captured piece by piece at the first call",
+            fix="leave out example_inputs: the first call then captures it piece by piece",
         ) from e
 
 
 class CompiledModule(nn.Module):
-    """What effc.compile returns. Holds the model (`module`), so parameters and state stay reachable.
+    """What effc.compile returns. Holds the model as `module`: parameters and state stay reachable.
 
     In training mode, or where a gradient is asked for, the model itself runs.
     """

@@ -23,13 +23,23 @@ from effc.ir.types import f32, i64
 
 # ------------------------------------------------------------------ pointwise
 
-_UNARY = ["neg", "abs", "sign", "floor", "ceil", "trunc", "relu", "bitwise_not", "square", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc", "sigmoid", "silu", "mish", "hardswish", "hardsigmoid", "log_sigmoid", "isnan", "isinf", "logical_not", "round"]
-for _name in _UNARY:
 
-    @converts(f"aten.{_name}.default")
-    def _(call: Call, x: Op, _made: Any = getattr(op, _name)) -> Any:
-        return _made(x)
+def _plain(made: Any, *targets: str) -> None:
+    """Operators whose arguments are the op's operands."""
 
+    @converts(*targets)
+    def convert(call: Call, **operands: Any) -> Any:
+        return made(*operands.values())
+
+
+for _name in (
+    "neg", "abs", "sign", "floor", "ceil", "trunc", "relu", "bitwise_not", "square", "exp", "exp2",
+    "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "tan",
+    "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc",
+    "sigmoid", "silu", "mish", "hardswish", "hardsigmoid", "log_sigmoid", "isnan", "isinf",
+    "logical_not", "round",
+):  # fmt: skip
+    _plain(getattr(op, _name), f"aten.{_name}.default")
 
 _BINARY = {
     "mul": "mul", "remainder": "remainder", "fmod": "fmod", "pow": "pow", "atan2": "atan2",
@@ -39,13 +49,9 @@ _BINARY = {
     "bitwise_xor": "bitwise_xor", "__and__": "bitwise_and", "__or__": "bitwise_or",
     "__xor__": "bitwise_xor", "floor_divide": "div_floor", "true_divide": "div",
 }  # fmt: skip
+_OVERLOADS = ("default", "Tensor", "Scalar", "Scalar_Tensor", "Tensor_Tensor", "Tensor_Scalar")
 for _name, _to in _BINARY.items():
-
-    @converts(*(f"aten.{_name}.{o}" for o in (
-        "default", "Tensor", "Scalar", "Scalar_Tensor", "Tensor_Tensor", "Tensor_Scalar"
-    )))  # fmt: skip
-    def _(call: Call, _made: Any = getattr(op, _to), **operands: Any) -> Any:
-        return _made(*operands.values())
+    _plain(getattr(op, _to), *(f"aten.{_name}.{o}" for o in _OVERLOADS))
 
 
 @converts("aten.add.Tensor", "aten.add.Scalar", "aten.sub.Tensor", "aten.sub.Scalar")
@@ -417,7 +423,7 @@ def _spread(x: Op, axis: int, size: Any) -> Op:
 @converts("aten.copy.default")
 def _copy(call: Call, x: Op, src: Op, **_: Any) -> Any:
     src = src if src.dtype == x.dtype else op.cast(src, x.dtype)
-    return Copy(Expand(src, x.shape))
+    return Copy(src if src.shape == x.shape else Expand(src, x.shape))
 
 
 @converts("aten.fill.Scalar", "aten.fill.Tensor")
@@ -428,9 +434,7 @@ def _fill(call: Call, x: Op, value: Any) -> Any:
 
 
 @converts("aten.slice_scatter.default")
-def _slice_scatter(
-    call: Call, x: Op, src: Op, dim: int, start: Any, end: Any, step: int
-) -> Any:
+def _slice_scatter(call: Call, x: Op, src: Op, dim: int, start: Any, end: Any, step: int) -> Any:
     axis = dim % x.tensor.rank
     n, size, start = x.shape[axis], src.shape[axis], start or 0
     if not all(isinstance(v, int) for v in (n, size, start)):
@@ -461,7 +465,11 @@ def _between(x: Op, src: Op, axis: int, start: int, size: int) -> Any:
     parts = (
         *([SliceOp(x, dim=axis, start=0, size=start)] if start else []),
         *([src] if size else []),
-        *([SliceOp(x, dim=axis, start=end, size=x.shape[axis] - end)] if end < x.shape[axis] else []),
+        *(
+            [SliceOp(x, dim=axis, start=end, size=x.shape[axis] - end)]
+            if end < x.shape[axis]
+            else []
+        ),
     )
     return op.cat(parts, axis)
 
@@ -501,7 +509,13 @@ def _linear(call: Call, x: Op, weight: Op, bias: Op | None) -> Any:
     return op.linear(x, weight, bias)
 
 
-@converts("aten.mm.default", "aten.bmm.default", "aten.matmul.default", "aten.mv.default", "aten.dot.default")
+@converts(
+    "aten.mm.default",
+    "aten.bmm.default",
+    "aten.matmul.default",
+    "aten.mv.default",
+    "aten.dot.default",
+)
 def _matmul(call: Call, **operands: Op) -> Any:
     return op.matmul(*operands.values())
 
@@ -537,13 +551,17 @@ def _einsum(call: Call, equation: str, tensors: tuple[Op, ...], path: Any = None
     distinct = all(len(set(t)) == len(t) and t.isalpha() for t in terms)
     if not arrow or len(terms) > 2 or not distinct:
         return no("einsum {}", equation)
-    sizes = {c: s for t, x in zip(terms, tensors, strict=True) for c, s in zip(t, x.shape) if s != 1}
+    sizes = {
+        c: s for t, x in zip(terms, tensors, strict=True) for c, s in zip(t, x.shape) if s != 1
+    }
     if any(x.shape[i] != sizes.get(c, 1) for t, x in zip(terms, tensors) for i, c in enumerate(t)):
         return no("einsum {} with broadcast sizes", equation)
     both = set(terms[0]) & set(terms[-1])
     summed: list[Op] = []
     for term, x in zip(terms, tensors):
-        alone = tuple(i for i, c in enumerate(term) if c not in out and (len(terms) == 1 or c not in both))
+        alone = tuple(
+            i for i, c in enumerate(term) if c not in out and (len(terms) == 1 or c not in both)
+        )
         summed.append(op.sum(x, alone) if alone else x)
     letters = ["".join(c for c in t if c in out or (len(terms) == 2 and c in both)) for t in terms]
     if len(terms) == 1:
@@ -552,7 +570,9 @@ def _einsum(call: Call, equation: str, tensors: tuple[Op, ...], path: Any = None
     def grouped(x: Op, term: str, *groups: str) -> Op:
         x = Permute(x, tuple(term.index(c) for g in groups for c in g))
         each = [sizes.get(c, 1) for c in groups[0]]
-        return Reshape(x, (*each, *(product(tuple(sizes.get(c, 1) for c in g)) for g in groups[1:])))
+        return Reshape(
+            x, (*each, *(product(tuple(sizes.get(c, 1) for c in g)) for g in groups[1:]))
+        )
 
     batch = "".join(c for c in out if c in both)
     inner = "".join(c for c in letters[0] if c in both and c not in out)
@@ -587,7 +607,14 @@ def _conv_transpose(
 
 @converts("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
 def _conv(
-    call: Call, x: Op, weight: Op, bias: Op | None, stride: Any, padding: Any, dilation: Any, groups: int
+    call: Call,
+    x: Op,
+    weight: Op,
+    bias: Op | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
 ) -> Any:
     spatial = weight.tensor.rank - 2
     made = {1: op.conv1d, 2: op.conv2d, 3: op.conv3d}[spatial]
@@ -600,7 +627,14 @@ def _conv(
 
 @converts("aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding")
 def _conv_padding(
-    call: Call, x: Op, weight: Op, bias: Op | None, stride: Any, padding: str, dilation: Any, groups: int
+    call: Call,
+    x: Op,
+    weight: Op,
+    bias: Op | None,
+    stride: Any,
+    padding: str,
+    dilation: Any,
+    groups: int,
 ) -> Any:
     spatial = weight.tensor.rank - 2
     if padding == "valid":
@@ -612,7 +646,11 @@ def _conv_padding(
 
 
 def _tuple(value: Any, n: int) -> tuple[Any, ...]:
-    value = value if isinstance(value, tuple) else (tuple(value) if isinstance(value, list) else (value,))
+    value = (
+        value
+        if isinstance(value, tuple)
+        else (tuple(value) if isinstance(value, list) else (value,))
+    )
     return value * n if len(value) == 1 else value
 
 
@@ -671,7 +709,13 @@ def _encoder_layer(
 
 @converts("aten.layer_norm.default")
 def _layer_norm(
-    call: Call, x: Op, normalized_shape: Any, weight: Op | None, bias: Op | None, eps: float, **_: Any
+    call: Call,
+    x: Op,
+    normalized_shape: Any,
+    weight: Op | None,
+    bias: Op | None,
+    eps: float,
+    **_: Any,
 ) -> Any:
     return op.layer_norm(x, weight, bias, len(normalized_shape), float(eps))
 
@@ -710,7 +754,9 @@ def _batch_norm_inference(
     return (y, *(op.full(s.shape, 0.0, s.dtype) for s in saved))
 
 
-@converts("aten.softmax.int", "aten._softmax.default", "aten.log_softmax.int", "aten._log_softmax.default")
+@converts(
+    "aten.softmax.int", "aten._softmax.default", "aten.log_softmax.int", "aten._log_softmax.default"
+)
 def _softmax(call: Call, x: Op, dim: int, dtype: Any = None, half_to_float: bool = False) -> Any:
     made = op.log_softmax if "log" in call.target else op.softmax
     x = x if dtype is None or DType.of(dtype) == x.dtype else op.cast(x, DType.of(dtype))
@@ -721,7 +767,9 @@ def _softmax(call: Call, x: Op, dim: int, dtype: Any = None, half_to_float: bool
 
 def _reduce(name: str, *targets: str) -> None:
     @converts(*(f"aten.{t}" for t in targets))
-    def convert(call: Call, x: Op, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
+    def convert(
+        call: Call, x: Op, dim: Any = None, keepdim: bool = False, dtype: Any = None
+    ) -> Any:
         rank = x.tensor.rank
         if dtype is not None and DType.of(dtype) != x.dtype:
             x = op.cast(x, DType.of(dtype))
@@ -741,11 +789,8 @@ _reduce("any", "any.default", "any.dim", "any.dims")
 _reduce("all", "all.default", "all.dim", "all.dims")
 
 
-
 @converts("aten.linalg_vector_norm.default")
-def _vector_norm(
-    call: Call, x: Op, ord: Any, dim: Any, keepdim: bool, dtype: Any
-) -> Any:
+def _vector_norm(call: Call, x: Op, ord: Any, dim: Any, keepdim: bool, dtype: Any) -> Any:
     if call.dtype != x.dtype or x.dtype.name not in ("f32", "f64") or not x.tensor.rank:
         return no("a norm of {} in {}", x.dtype, call.dtype)  # eager does not round in between
     given = (dim,) if isinstance(dim, int) else tuple(dim or range(x.tensor.rank))
@@ -804,7 +849,9 @@ def _adaptive_avg_pool(call: Call, x: Op, output_size: Any) -> Any:
     if size == (1, 1):
         return op.mean(x, (rank - 2, rank - 1), True)
     have = x.shape[-2:]
-    if all(isinstance(h, int) and isinstance(s, int) and s and h % s == 0 for h, s in zip(have, size)):
+    if all(
+        isinstance(h, int) and isinstance(s, int) and s and h % s == 0 for h, s in zip(have, size)
+    ):
         kernel = tuple(floordiv(h, s) for h, s in zip(have, size))
         return op.avg_pool2d(x, kernel, kernel)
     return no("adaptive pooling from {} to {}: windows differ in size", have, size)
@@ -894,7 +941,10 @@ def _arange(call: Call, start: Any = 0, step: Any = 1, **_: Any) -> Any:
 
 
 @converts(
-    "aten.full.default", "aten.full_like.default", "aten.new_full.default", "aten.scalar_tensor.default"
+    "aten.full.default",
+    "aten.full_like.default",
+    "aten.new_full.default",
+    "aten.scalar_tensor.default",
 )
 def _full(call: Call, fill_value: Any = None, s: Any = None, **_: Any) -> Any:
     value = s if fill_value is None else fill_value
@@ -923,8 +973,6 @@ def _made(call: Call) -> Any:
     if call.val.device.type != "cpu":
         return no("a tensor made on device {}", call.val.device)
     return None
-
-
 
 
 # ------------------------------------------------------------------ second names of the same thing

@@ -13,15 +13,14 @@ two other private parts, keeping operators whole under autocast and the source o
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ParamSpec
 
 import torch
-import torch._inductor.config
-from torch._functorch.aot_autograd import GraphSignature, aot_export_module
 from torch._ops import HigherOrderOperator, OpOverload
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from effc.aliasing import (
@@ -34,7 +33,10 @@ from effc.aliasing import (
     undeclared_view,
 )
 from effc.origins import Origin, argument_names, innermost_line, is_module_tensor, origin
-from effc.regions import explicit_casts, without_regions
+from effc.regions import drop_checks, explicit_casts, without_regions
+
+if TYPE_CHECKING:
+    from torch._functorch.aot_autograd import GraphSignature
 
 __all__ = [
     "ArgumentView",
@@ -49,7 +51,8 @@ __all__ = [
     "overlapping",
 ]
 
-aten = torch.ops.aten
+_P = ParamSpec("_P")
+_SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,10 @@ class CapturedInput:
     """One placeholder of the captured graph.
 
     `kind` is "user", "weight" (a module's tensor or a constant, only read), "state" (a module's
-    tensor that the graph writes), "symbol" (a SymInt) or "scalar" (a Python number that arrives as
-    a 0-dim tensor). `position` indexes the runtime arguments; None: the graph owns the tensor.
-    `tensor` is the live tensor of a weight or state, never a copy.
+    tensor that the graph writes), "symbol" (a SymInt), "scalar" (a Python number that arrives as a
+    0-dim tensor) or "constant" (an argument that `torch.export` fixed to its value). `position`
+    indexes the runtime arguments; None: the graph owns the tensor. `tensor` is the live tensor of
+    a weight or state, never a copy.
     """
 
     node: torch.fx.Node
@@ -132,22 +136,28 @@ class _Refused(Exception):
 # -------------------------------------------------------------------------------- the two ways in
 
 
-def capture_dynamo(gm: torch.fx.GraphModule, example_inputs: Sequence) -> Captured | Refusal:
+def _or_refusal(capture: Callable[_P, Captured]) -> Callable[_P, Captured | Refusal]:
+    @functools.wraps(capture)
+    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> Captured | Refusal:
+        try:
+            return capture(*args, **kwargs)
+        except _Refused as refused:
+            return refused.refusal
+
+    return guarded
+
+
+@_or_refusal
+def capture_dynamo(gm: torch.fx.GraphModule, example_inputs: Sequence) -> Captured:
     """Capture the graph module Dynamo gives a backend; positions index `example_inputs`."""
-    try:
-        return _capture_dynamo(gm, example_inputs)
-    except _Refused as refused:
-        return refused.refusal
-
-
-def _capture_dynamo(gm: torch.fx.GraphModule, example_inputs: Sequence) -> Captured:
     placeholders = gm.graph.find_nodes(op="placeholder")
     _check_arguments(placeholders, example_inputs)
     _check_training(gm, placeholders, example_inputs)
     traced, casts = _traced(gm)
     graph_module, signature = _export(traced, example_inputs, casts)
 
-    owned = {**dict(gm.named_parameters()), **dict(gm.named_buffers())}
+    owned = dict(traced.named_parameters(remove_duplicate=False))
+    owned.update(traced.named_buffers(remove_duplicate=False))
     qualified = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     names = argument_names(placeholders)
     position = {name: i for i, name in enumerate(signature.user_inputs)}
@@ -163,7 +173,7 @@ def _capture_dynamo(gm: torch.fx.GraphModule, example_inputs: Sequence) -> Captu
         tensor = example_inputs[i] if kind == "weight" else None
         slots.append(_Slot(node, kind, names[i], i, tensor, seen))
 
-    mutated = dict(signature.user_inputs_to_mutate)
+    mutated = {str(k): str(v) for k, v in signature.user_inputs_to_mutate.items()}
     by_name = {name: node for node, name in qualified.items()}
     for output, name in (signature.buffers_to_mutate | signature.parameters_to_mutate).items():
         mutated[output] = by_name[name]
@@ -171,15 +181,9 @@ def _capture_dynamo(gm: torch.fx.GraphModule, example_inputs: Sequence) -> Captu
     return _finish(graph_module, slots, mutated, [], results)
 
 
-def capture_exported(program: torch.export.ExportedProgram) -> Captured | Refusal:
+@_or_refusal
+def capture_exported(program: torch.export.ExportedProgram) -> Captured:
     """Capture an exported program; positions index its flattened arguments (args, then kwargs)."""
-    try:
-        return _capture_exported(program)
-    except _Refused as refused:
-        return refused.refusal
-
-
-def _capture_exported(program: torch.export.ExportedProgram) -> Captured:
     gm, specs = program.graph_module, program.graph_signature.input_specs
     example_inputs = [_value(n, "val") for n in gm.graph.find_nodes(op="placeholder")]
     _check_arguments(gm.graph.find_nodes(op="placeholder"), example_inputs)
@@ -195,7 +199,8 @@ def _capture_exported(program: torch.export.ExportedProgram) -> Captured:
     for node in graph_module.graph.find_nodes(op="placeholder"):
         spec, seen = spec_of[node.name], value_of[node.name]
         if spec.kind.name == "USER_INPUT":
-            kind = "user" if isinstance(seen, torch.Tensor) else "symbol"
+            symbol = "symbol" if isinstance(seen, _SYMBOLS) else "constant"
+            kind = "user" if isinstance(seen, torch.Tensor) else symbol
             slots.append(_Slot(node, kind, spec.arg.name, position[node.name], None, seen))
         elif spec.kind.name in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
             slots.append(_Slot(node, "weight", spec.target, None, owned[spec.target], seen))
@@ -210,7 +215,7 @@ def _capture_exported(program: torch.export.ExportedProgram) -> Captured:
         elif spec.kind.name != "USER_OUTPUT":
             raise _Refused("effect", f"the program returns a {spec.kind.name.lower()}")
     results = [_value(n, "val") for n in traced.graph.output_node().args[0][len(declared) :]]
-    mutated = dict(signature.user_inputs_to_mutate)
+    mutated = {str(k): str(v) for k, v in signature.user_inputs_to_mutate.items()}
     return _finish(graph_module, slots, mutated, declared, results)
 
 
@@ -235,28 +240,28 @@ def _traced(gm: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, bool]:
         if (getattr(node.target, "__module__", None) or "").startswith("torch._functorch"):
             # tracing these and failing leaves torch's stack of transforms unbalanced
             raise _Refused("transform", "the graph holds a torch.func transform", node)
-    traced, casts = without_regions(gm, _devices(gm))
+    traced, casts = without_regions(gm)
     if view := undeclared_view(traced.graph):
         name = getattr(view.target, "__name__", view.target)
         raise _Refused("alias", f"{name} may return memory that is written", view)
     return traced, casts
 
 
-def _devices(gm: torch.fx.GraphModule) -> set[str]:
-    return {value.device.type for node in gm.graph.nodes for value in tensors_of(node)}
-
-
 def _export(
     gm: torch.fx.GraphModule, example_inputs: Sequence, casts: bool
 ) -> tuple[torch.fx.GraphModule, GraphSignature]:
     """The functional graph and its signature, or the exporter's own words for why there is none."""
+    import torch._inductor.config  # with the next two a second to import, and Dynamo has done so
+    from torch._functorch.aot_autograd import aot_export_module
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             # without this the exporter drops random operators whose result is not used
             stack.enter_context(torch._inductor.config.patch(fallback_random=True))
             if casts:
-                stack.enter_context(explicit_casts(_devices(gm)))
+                stack.enter_context(explicit_casts(gm))
             graph_module, signature = aot_export_module(
                 gm, example_inputs, trace_joint=False, pre_dispatch=not casts
             )
@@ -288,8 +293,8 @@ def _drop_tokens(graph_module: torch.fx.GraphModule, signature: GraphSignature) 
 def _finish(
     graph_module: torch.fx.GraphModule,
     slots: list[_Slot],
-    mutated: dict[str, str],
-    declared: list[str],
+    mutated: Mapping[str, str],
+    declared: Sequence[str],
     results: list,
 ) -> Captured:
     graph = graph_module.graph
@@ -297,7 +302,7 @@ def _finish(
     leading = len(values) - len(results) - len(declared)
     if leading != len(mutated):
         raise _Refused("alias", "two arguments are overwritten with one and the same value")
-    _drop_checks(graph)
+    drop_checks(graph)
     for node in graph.nodes:
         _check_node(node)
     slots = _lift_constants(graph_module, slots)
@@ -344,23 +349,6 @@ def _lift_constants(graph_module: torch.fx.GraphModule, slots: list[_Slot]) -> l
     return [slot_of[node] for node in graph.find_nodes(op="placeholder")]
 
 
-_CHECKS = {
-    torch._C._set_grad_enabled,
-    aten._assert_tensor_metadata.default,
-    aten._assert_scalar.default,
-    aten.sym_constrain_range.default,
-    aten.sym_constrain_range_for_size.default,
-}
-
-
-def _drop_checks(graph: torch.fx.Graph) -> None:
-    """Drop gradient switches and checks of what is static or already guarded (not the user's)."""
-    for node in reversed(graph.nodes):
-        if node.op == "call_function" and node.target in _CHECKS:
-            graph.erase_node(node)
-    graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=True))
-
-
 def _value(result: object, key: str) -> object:
     return result.meta.get(key) if isinstance(result, torch.fx.Node) else result
 
@@ -369,7 +357,7 @@ def _value(result: object, key: str) -> object:
 
 
 def _check_arguments(placeholders: Sequence[torch.fx.Node], values: Sequence) -> None:
-    plain = (int, float, bool, str, type(None), torch.SymInt, torch.SymFloat, torch.SymBool)
+    plain = (int, float, bool, str, type(None), *_SYMBOLS)
     for node, value in zip(placeholders, values):
         name = getattr(value, "__class__", type(value)).__name__
         if isinstance(value, torch.Tensor):
@@ -400,6 +388,8 @@ def _check_training(
 
 
 def _check_node(node: torch.fx.Node) -> None:
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
     target, value = node.target, node.meta.get("val")
     if value is not None and free_unbacked_symbols(value):
         raise _Refused("unbacked-size", f"{node.name} has a size or value only data tells", node)

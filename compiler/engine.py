@@ -258,7 +258,7 @@ def _strides(value: Any) -> tuple[Any, ...] | None:
 
 
 def _restride(value: torch.Tensor, strides: tuple[Any, ...], env: Any) -> torch.Tensor:
-    """The value with eager's strides, so that code after it (`.view`, ...) finds what it expects."""
+    """The value with eager's strides: code after it (`.view`, ...) finds what it expects."""
     want = evaluate(strides, env) if env is not None else strides
     if value.stride() == want or value.numel() < 2:
         return value

@@ -1,7 +1,7 @@
-"""Regions of a graph that only say how to run it: gradient modes, checkpoints, autocast.
+"""Parts of a graph that only say how to run it: gradient modes, checkpoints, autocast, checks.
 
-Before the export they are inlined, or left out where they change nothing in inference; autocast's
-casts become nodes. The graph module a caller passes is never changed.
+Before the export regions are inlined, or left out where they change nothing in inference;
+autocast's casts become nodes. The graph module a caller passes is never changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch._ops import HigherOrderOperator
 
-aten, higher_order = torch.ops.aten, torch.ops.higher_order
+from effc.aliasing import tensors_of
+
+aten = torch.ops.aten
 
 _ENTER, _EXIT = torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast
 _SWITCHES = {
@@ -24,24 +26,30 @@ _SWITCHES = {
 _DROPOUTS = {torch.nn.functional.dropout, torch.dropout, aten.dropout.default}
 # operator: where its sub-graph and the first operand of it stand among the arguments
 _REGIONS = {
-    higher_order.wrap: (0, 1),
-    higher_order.tag_activation_checkpoint: (0, 1),
-    higher_order.wrap_activation_checkpoint: (0, 1),
-    higher_order.invoke_subgraph: (0, 2),
-    higher_order.wrap_with_set_grad_enabled: (1, 2),
-    higher_order.wrap_with_autocast: (4, 5),
+    "wrap": (0, 1),
+    "tag_activation_checkpoint": (0, 1),
+    "wrap_activation_checkpoint": (0, 1),
+    "invoke_subgraph": (0, 2),
+    "wrap_with_set_grad_enabled": (1, 2),
+    "wrap_with_autocast": (4, 5),
 }
 
 
-def without_regions(
-    gm: torch.fx.GraphModule, devices: set[str]
-) -> tuple[torch.fx.GraphModule, bool]:
+def _region(node: torch.fx.Node) -> str | None:
+    """The name of the region a node calls."""
+    name = node.target.name() if isinstance(node.target, HigherOrderOperator) else None
+    return name if name in _REGIONS else None
+
+
+def without_regions(gm: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, bool]:
     """The graph with its regions inlined, and whether autocast is on anywhere in it."""
+    devices = _devices(gm)
     casts = any(
         torch.amp.is_autocast_available(d) and torch.is_autocast_enabled(d) for d in devices
     )
-    special = {_ENTER, torch._assert_async, *_SWITCHES, *_DROPOUTS, *_REGIONS}
-    if not any(node.op == "call_function" and node.target in special for node in gm.graph.nodes):
+    special = {_ENTER, torch._assert_async, *_SWITCHES, *_DROPOUTS}
+    calls = [node for node in gm.graph.nodes if node.op == "call_function"]
+    if not any(node.target in special or _region(node) for node in calls):
         return gm, casts
     inliner = _Inliner(devices, casts)
     inliner.graph.output(inliner.inline(gm))
@@ -85,8 +93,8 @@ class _Inliner:
             return None
         if node.target in _DROPOUTS and _inactive(*node.args[1:3], **node.kwargs):
             return args[0]
-        if node.target in _REGIONS:
-            return self._region(node.target, args)
+        if region := _region(node):
+            return self._inlined(region, args)
         if node.target is operator.getitem and isinstance(args[0], (tuple, list)):
             return args[0][args[1]]
         copy = self.graph.node_copy(node, env.__getitem__)
@@ -95,17 +103,17 @@ class _Inliner:
         return copy
 
     def _attribute(self, node: torch.fx.Node, value: object, prefix: str, env: dict) -> object:
-        if node.users and all(user.target in _REGIONS for user in node.users):
+        if node.users and all(map(_region, node.users)):
             return value  # a sub-graph, inlined where it is called
         copy = self.graph.node_copy(node, env.__getitem__)
         copy.target = prefix + node.target
         self.attributes[copy.target] = value
         return copy
 
-    def _region(self, target: HigherOrderOperator, args: tuple) -> object:
-        at, first = _REGIONS[target]
+    def _inlined(self, name: str, args: tuple) -> object:
+        at, first = _REGIONS[name]
         enter = None
-        if target is higher_order.wrap_with_autocast and self._matters(*args[:3]):
+        if name == "wrap_with_autocast" and self._matters(*args[:3]):
             enter = self.graph.call_function(_ENTER, args[:4])
         self.regions += 1
         results = self.inline(args[at], args[first:], f"region_{self.regions}_")
@@ -128,8 +136,12 @@ def _inactive(
     return p == 0 or training is False or train is False
 
 
+def _devices(gm: torch.fx.GraphModule) -> set[str]:
+    return {value.device.type for node in gm.graph.nodes for value in tensors_of(node)}
+
+
 @contextlib.contextmanager
-def explicit_casts(devices: set[str]) -> Iterator[None]:
+def explicit_casts(gm: torch.fx.GraphModule) -> Iterator[None]:
     """Let autocast insert its casts while tracing; operators it knows stay whole, others do not.
 
     Before dispatch autocast has not acted yet, so the graph is taken after it, keeping those
@@ -137,6 +149,7 @@ def explicit_casts(devices: set[str]) -> Iterator[None]:
     """
     from torch.export import exported_program as private
 
+    devices = _devices(gm)
     keys = [f"Autocast{device.upper()}" for device in devices if device in ("cpu", "cuda", "xpu")]
     handled = torch._C._dispatch_has_kernel_for_dispatch_key
     whole = [
@@ -166,3 +179,20 @@ _NOTHING_TO_CAST = {
     aten.pixel_shuffle.default,
     aten.pixel_unshuffle.default,
 }
+
+
+_CHECKS = {
+    torch._C._set_grad_enabled,
+    aten._assert_tensor_metadata.default,
+    aten._assert_scalar.default,
+    aten.sym_constrain_range.default,
+    aten.sym_constrain_range_for_size.default,
+}
+
+
+def drop_checks(graph: torch.fx.Graph) -> None:
+    """Drop gradient switches and checks of what is static or already guarded (not the user's)."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and node.target in _CHECKS:
+            graph.erase_node(node)
+    graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=True))

@@ -192,6 +192,17 @@ class Graph:
     def __str__(self) -> str:
         return self.text
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.inputs)} inputs, {len(self.nodes)} nodes, {len(self.outputs)} outputs"
+        return f"<graph {self.name}: {counts}>"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """The text, in notebooks and in failing examples of property tests."""
+        for i, line in enumerate(self.text.splitlines()):
+            if i:
+                printer.break_()
+            printer.text(line)
+
     # -------------------------------------------------------------- changing
 
     def rebuild(self, visit: Callable[[Op], Op], name: str | None = None) -> Graph:

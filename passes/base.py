@@ -111,7 +111,7 @@ class Context:
         return result
 
     def substitute(self, graph: Graph, new: Mapping[Op, Op]) -> Graph:
-        """graph.substitute(new), for passes without rules: errors are then measured per node too."""
+        """graph.substitute(new), for passes without rules: errors are then known per node too."""
         if not new:
             return graph
         self.touched += new.values()
@@ -146,7 +146,7 @@ PASSES: dict[str, type[Pass]] = {}
 
 @dataclass(frozen=True)
 class Pass:
-    """Base. `needs` and `gives` are facts (words) that an earlier pass of the pipeline must give."""
+    """Base. `needs`: facts (words) that an earlier pass of the pipeline must give."""
 
     name: ClassVar[str] = ""
     numerics: ClassVar[Numerics] = exact()
@@ -192,7 +192,8 @@ def load_plugins() -> tuple[str, ...]:
         except ImportError as e:
             raise PassError(
                 f"plug-in {entry.name!r} ({entry.value}) cannot be imported",
-                why=str(e), fix=f"repair or uninstall {entry.dist.name if entry.dist else entry.name}",
+                why=str(e),
+                fix=f"repair or uninstall {entry.dist.name if entry.dist else entry.name}",
             ) from e  # fmt: skip
         loaded.append(entry.name)
     return tuple(loaded)

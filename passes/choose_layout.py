@@ -12,7 +12,7 @@ from effc.ir.types import LAYOUTS
 
 from .analysis.traffic import estimate
 from .base import Context, Pass, exact
-from .common import missed
+from .common import missed, moved
 
 RULE = "ChannelsLast"
 TITLE = "conv2d(x) => conv2d(to_layout(x, channels_last)), kept until an op needs row-major memory"
@@ -53,13 +53,16 @@ class ChooseLayout(Pass):
             ctx.note("no convolution reads row-major memory")
             return g
         laid = _Layouts(g)
-        result = laid.run()
-        answer = pays(rows, laid.conversions) if self.layout == "auto" else yes
+        result = laid.run().live()
+        made = (n for n in result.nodes if n.name == "to_layout" and n not in g.users)
+        conversions = [n for n in made if not is_free(n)]
+        answer = pays(rows, conversions) if self.layout == "auto" else yes
         if not answer:
             missed(ctx, RULE, TITLE, g, rows[0], answer)
             return g
         ctx.counted(RULE, TITLE, len(rows))
-        ctx.note(f"{len(rows)} convolutions channels last, {len(laid.conversions)} conversions")
+        ctx.note(f"{len(rows)} convolutions channels last, {len(conversions)} conversions")
+        moved(laid.memo, rows)
         return result
 
 
@@ -71,13 +74,19 @@ def pays(convs: list[Any], conversions: list[Op]) -> Answer:
     return yes
 
 
+def is_free(conversion: Any) -> bool:
+    """Rows of channels seen as an image: the memory is in the wanted order already."""
+    x = conversion.x
+    last = conversion.layout == channels_last
+    return last and x.name == "permute" and x.dims == (0, 3, 1, 2)
+
+
 class _Layouts:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.memo: dict[Op, Op] = {i: i for i in graph.inputs}
         self.nodes: list[Op] = []
         self.converted: dict[tuple[Op, Layout], Op] = {}
-        self.conversions: list[Op] = []
 
     def run(self) -> Graph:
         for node in self.graph.nodes:
@@ -95,6 +104,8 @@ class _Layouts:
             images = [o for o in node.operands if self.is_image(o) and self.matches(o, node)]
             last = any(self.memo[o].type.layout == channels_last for o in images)
             return self.rebuilt(node, dict.fromkeys(images, channels_last if last else row_major))
+        if node.name == "permute" and self.is_tokens(node):
+            return self.tokens(node)
         if node.name in KEEPS or node.name in READS or isinstance(node, Reduction):
             return self.rebuilt(node, {})
         if node.name == "reshape" and node.x.tensor.shape[2:] == (1, 1):
@@ -122,8 +133,34 @@ class _Layouts:
             return value
         key = (value, layout)
         if key not in self.converted:
-            made = op.to_layout(value, LAYOUTS[layout.name]).from_(reader)
-            self.converted[key] = made
-            self.nodes.append(made)
-            self.conversions.append(made)
+            value = self.image(value, reader) if layout == channels_last else value
+            self.converted[key] = self.add(op.to_layout(value, LAYOUTS[layout.name]), reader)
         return self.converted[key]
+
+    def add(self, made: Op, reader: Op) -> Op:
+        self.nodes.append(made.from_(reader))
+        return made
+
+    # -------------------------------------------------------------- images as rows of channels
+
+    def is_tokens(self, node: Any) -> bool:
+        """permute(reshape(image, (n, c, h * w)), (0, 2, 1)) of an image that is channels last"""
+        flat = node.x
+        if node.dims != (0, 2, 1) or flat.name != "reshape" or not self.is_image(flat.x):
+            return False
+        return flat.shape[:2] == flat.x.shape[:2] and self.memo[flat.x].type.layout == channels_last
+
+    def tokens(self, node: Any) -> Op:
+        """reshape(permute(image, (0, 2, 3, 1)), (n, h * w, c)), which moves nothing"""
+        rows = self.add(op.permute(self.memo[node.x.x], (0, 2, 3, 1)), node)
+        return op.reshape(rows, node.shape).from_(node)
+
+    def image(self, value: Any, reader: Op) -> Op:
+        """reshape(permute(rows, (0, 2, 1)), image) => permute(reshape(rows), (0, 3, 1, 2))"""
+        if value.name != "reshape" or value.x.name != "permute" or value.x.dims != (0, 2, 1):
+            return value
+        n, c, h, w = value.shape
+        if value.x.shape[:2] != (n, c):
+            return value
+        rows = self.add(op.reshape(value.x.x, (n, h, w, c)), reader)
+        return self.add(op.permute(rows, (0, 3, 1, 2)), reader)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from effc.ir import DType, Graph, NearMiss, No, Op, Tensor, no, yes
-from effc.ir.rewrite import Answer
+from effc.ir.rewrite import Answer, Journal
 
 from .base import Context
 
@@ -62,6 +63,19 @@ def dense_constants(graph: Graph, *values: Op | None) -> Answer:
     return yes
 
 
-def missed(ctx: Context, rule: str, title: str, graph: Graph, node: Op, why: No) -> None:
-    """Record that a pass which does its own matching decided against a rewrite at `node`."""
-    ctx.missed(rule, title, NearMiss(rule, graph, node, 1, True, why))
+def missed(
+    ctx: Context, rule: str, title: str, graph: Graph, node: Op, why: No, near: int = 1
+) -> None:
+    """Record that a pass which does its own matching decided against a rewrite at `node`.
+
+    near: how many nodes of the rewrite were there; the report keeps the nearest misses.
+    """
+    ctx.missed(rule, title, NearMiss(rule, graph, node, near, True, why))
+
+
+def moved(new: Mapping[Op, Op], rewritten: Iterable[Op]) -> None:
+    """Tell an open journal where values went, for a pass that builds its graph by itself."""
+    journal = Journal.current()
+    if journal is not None:
+        journal.moves.append(dict(new))
+        journal.replaced.update(rewritten)

@@ -78,7 +78,7 @@ class ComposeLinear(ComposeConv):
 
 
 class ComposeSum(ComposeConv):
-    """conv1x1(u + conv1x1(p, w1, b1), w2, b2) => conv1x1(u, w2) + conv1x1(p, w2 @ w1, w2 @ b1 + b2)"""
+    """conv1x1(u + conv1x1(p, w1), w2) => conv1x1(u, w2) + conv1x1(p, w2 @ w1), with biases"""
 
     def pattern(self, op, u, p, w1, w2):
         inner = op.conv2d(p, w1, bias=op.any).named("first")

@@ -15,7 +15,7 @@ from effc.ir.rewrite import Answer
 
 from .analysis.traffic import estimate
 from .base import Context, Pass, exact
-from .common import is_number, reassociates
+from .common import dense_constants, is_number, reassociates
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class FoldConstants(Pass):
     """Bring constants together, and report what is computed when weights are bound.
 
     rewrite:
-        y = mul(mul(x, w1), w2)
+        y = mul(mul(x, w1), w2); z = mul(linear(x, w), 0.125)
         -->
-        y = mul(x, mul(w1, w2))
+        y = mul(x, mul(w1, w2)); z = linear(x, mul(w, 0.125))
     """
 
     name, numerics = "fold-constants", exact("rounding")
 
     def run(self, g: Graph, ctx: Context) -> Graph:
-        result = ctx.rewrite(g, [MulConstants(), AddConstants()])
+        result = ctx.rewrite(g, [MulConstants(), AddConstants(), ScaleIntoLayer()])
         computed = Counter(n.name for n in result.constants if not isinstance(n, Weight))
         if computed:
             listed = ", ".join(f"{count} {name}" for name, count in sorted(computed.items()))
@@ -108,3 +108,38 @@ class AddConstants(MulConstants):
         if is_number(c1) and is_number(c2) and math.fabs(c1 + c2) < 0.5 * max(abs(c1), abs(c2)):
             return no("{} and {} nearly cancel: the first sum rounds on purpose", c1, c2)
         return yes
+
+
+class ScaleIntoLayer(Rule):
+    """layer(x, w, b) * c => layer(x, w * c, b * c), for a number or one constant a feature"""
+
+    def pattern(self, op, x, w, c):
+        layer = op.one_of("linear", "conv1d", "conv2d", "conv3d")(x, w, bias=op.any)
+        return op.mul(layer.named("layer"), c)
+
+    def check(self, m, x, w, c):
+        answer = reassociates(w.dtype) and dense_constants(m.graph, w, m.layer.bias)
+        if not answer:
+            return answer
+        if m.root.type != m.layer.type:
+            return no("the product is {}", m.root.type)
+        if not isinstance(c, Op):
+            normal = is_number(c) and 1e-30 < abs(c) < 1e30
+            return yes if normal else no("{} is not a normal number", c)
+        return dense_constants(m.graph, c) and self.per_feature(m, w, c)
+
+    def per_feature(self, m: Match, w: Op, c: Op) -> Answer:
+        rank = m.layer.tensor.rank
+        axis = rank - 1 if m.layer.name == "linear" else 1
+        wanted = tuple(w.shape[0] if i == axis else 1 for i in range(rank))
+        if c.shape != wanted[rank - c.tensor.rank :] or c.tensor.numel != w.shape[0]:
+            return no("{} is not one value an output feature", c.type, at=c)
+        return yes if c.dtype == w.dtype else no("{} times {}", w.dtype, c.dtype, at=c)
+
+    def rewrite(self, op, m, x, w, c):
+        column = row = c
+        if isinstance(c, Op):
+            column = op.reshape(c, (w.shape[0],) + (1,) * (w.tensor.rank - 1))
+            row = op.reshape(c, (w.shape[0],))
+        bias = None if m.layer.bias is None else op.mul(m.layer.bias, row)
+        return m.layer.replace(w=op.mul(w, column), bias=bias)

@@ -22,11 +22,11 @@ from .base import Context, Pass, exact
 from .common import missed
 from .outline import condense, outline
 
-ANCHORS = ("conv1d", "conv2d", "conv3d", "linear", "matmul", "attention")
+ANCHORS = ("conv1d", "conv2d", "conv3d", "linear", "matmul", "attention", "group_norm")
 ROWS = ("softmax", "log_softmax", "layer_norm", "rms_norm")
 EPILOGUE = (
     "FuseEpilogue",
-    "norm? + conv | linear | matmul | attention + pointwise ops => one region",
+    "norm? + conv | linear | attention | group_norm ... + pointwise ops => one region",
 )
 LOOP = ("FuseLoop", "pointwise ops over one shape, with at most one op along rows => one region")
 
@@ -44,12 +44,15 @@ class FuseRegions(Pass):
     max_operands: a region reads at most so many values.
     anchors: also join pointwise ops to the convolution or matrix product before them.
     rows: at most one softmax, norm or reduction along rows inside a loop.
+    rows_first: a pointwise op that feeds an op along rows goes into its loop, not into the region
+        of the anchor before it; for targets whose anchors are library calls.
     """
 
     name, numerics = "fuse-regions", exact()
     max_operands: int = 16
     anchors: bool = True
     rows: bool = True
+    rows_first: bool = False
 
     def run(self, g: Graph, ctx: Context) -> Graph:
         fusion = _Fusion(g, ctx, self)
@@ -180,6 +183,8 @@ class _Fusion:
             if node in self.taken or node in inside or not fusable(node):
                 continue
             if node.shape != anchor.shape or node.type.layout != anchor.type.layout:
+                continue
+            if self.options.rows_first and any(map(along_rows, self.graph.users[node])):
                 continue
             if not self.groups.can_merge(self.groups.group[n] for n in (*spine, node)):
                 continue

@@ -48,7 +48,7 @@ class MergeQkv(Pass):
                 new |= merged(layers)
                 ctx.counted(RULE, TITLE)
             elif isinstance(answer, No):
-                missed(ctx, RULE, TITLE, g, layers[0], answer)
+                missed(ctx, RULE, TITLE, g, layers[0], answer, near=len(layers))
         if not families:
             ctx.note("no linear layer and no convolution")
         return ctx.substitute(g, new)

@@ -9,6 +9,7 @@ from effc.ir import Graph, Input, Item, Op
 from effc.ir.ops.region import Fused
 
 from .analysis.grouping import operands_of, results_of
+from .common import moved
 
 
 def outline(graph: Graph, members: Sequence[Op], name: str = "r") -> Fused:
@@ -40,6 +41,8 @@ def condense(graph: Graph, regions: Iterable[tuple[Sequence[Op], Fused]]) -> Gra
             builder.unit[node] = (tuple(members), region)
     for node in graph.nodes:
         builder.emit(node)
+    inner = builder.unit.keys() - builder.results
+    moved({old: new for old, new in builder.memo.items() if old not in inner}, builder.results)
     outputs = tuple(builder.memo[o] for o in graph.outputs)
     return Graph(graph.inputs, tuple(builder.nodes), outputs, graph.name)
 
@@ -51,6 +54,7 @@ class _Builder:
         self.memo: dict[Op, Op] = {i: i for i in graph.inputs}
         self.nodes: list[Op] = []
         self.names: dict[object, str] = {}
+        self.results: set[Op] = set()
         self.taken = {r.name for n in graph.nodes for r in n.regions}
         random = [n for n in graph.nodes if n.random]
         self.before = dict(zip(random[1:], random, strict=False))
@@ -82,6 +86,7 @@ class _Builder:
         made = Fused(tuple(self.memo[o] for o in region.xs), body).from_(*members)
         self.nodes.append(made)
         results = results_of(self.graph, members)
+        self.results.update(results)
         for index, old in enumerate(results):
             new = made if len(results) == 1 else Item(made, index).from_(old)
             self.memo[old] = new

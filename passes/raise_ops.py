@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from effc.ir import Graph
 
-from . import raise_activations, raise_attention, raise_norms, raise_rope
+from . import raise_attention, raise_layers, raise_norms, raise_rope
 from .base import Context, Pass, exact
 
 
@@ -29,7 +29,7 @@ class RaiseOps(Pass):
         rules = (
             *raise_norms.RULES,
             *raise_rope.RULES,
-            *raise_activations.RULES,
+            *raise_layers.RULES,
             raise_attention.RaiseAttention(),
             raise_attention.GroupHeads(),
             raise_attention.ConstantMask(),

@@ -10,7 +10,7 @@ from effc.ir import OPS, Graph, Match, Op, Rule, no, yes
 from effc.ir.ops.pointwise import Pointwise
 from effc.ir.rewrite import Answer, op
 
-from .analysis.aliases import shown_values, viewed
+from .analysis.aliases import root_of, shown_values
 from .base import Context, Pass, exact
 from .common import holds, is_number, power_of_two
 
@@ -28,13 +28,17 @@ class Simplify(Pass):
     name, numerics = "simplify", exact()
 
     def run(self, g: Graph, ctx: Context) -> Graph:
-        return ctx.rewrite(g, RULES)
+        claimed: set[Op] = set()
+        return ctx.rewrite(g, [rule(claimed) for rule in RULES])
 
 
 class ExactRule(Rule):
     """Base: refuses where the short form would have another type (element type, shape, layout)."""
 
     shared = True
+
+    def __init__(self, claimed: set[Op]) -> None:
+        self.claimed = claimed  # values that this run made outputs of
 
     def legal(self, m: Match, *args: Any) -> Answer:
         return yes
@@ -46,6 +50,23 @@ class ExactRule(Rule):
         made = self.rewrite(op, m, *args)
         if made.type != m.root.type:
             return no("the short form is {}, not {}", made.type, m.root.type, at=m.root)
+        return self.own_memory(m, made)
+
+    def own_memory(self, m: Match, made: Op) -> Answer:
+        """No output comes to share memory with an input, a constant or another output."""
+        shown = shown_values(m.graph)
+        if made not in m.graph.users or m.root not in shown or root_of(made) is root_of(m.root):
+            return yes
+        owner = root_of(made)
+        if owner in m.graph.inputs:
+            return no("an output must not share memory with the input", at=owner)
+        if owner in m.graph.constants:
+            return no("an output must not share memory with a constant", at=owner)
+        if owner is not made:
+            return no("an output must have packed memory of its own, x is a view", at=made)
+        if owner in shown or owner in self.claimed:
+            return no("x is also an output, and the two must not share memory", at=owner)
+        self.claimed.add(owner)
         return yes
 
 
@@ -237,7 +258,7 @@ class DropIdentity(ExactRule):
             return no("it moves dimensions")
         if root.name == "slice" and (root.start != 0 or root.step != 1):
             return no("it starts at {} with step {}", root.start, root.step)
-        return needless_copy(m, x) if root.name == "to_layout" else yes
+        return yes
 
     def rewrite(self, op, m, x):
         return x
@@ -347,37 +368,18 @@ class SliceOfCat(ExactRule):
         return part
 
 
-def needless_copy(m: Match, x: Op) -> Answer:
-    """No caller sees whether the matched root has memory of its own."""
-    shown = shown_values(m.graph)
-    if m.root not in shown:
-        return yes
-    if x in m.graph.inputs:
-        return no("an output must not share memory with the input", at=x)
-    if x in m.graph.constants:
-        return no("an output must not share memory with a constant", at=x)
-    if viewed(x) is not None:
-        return no("an output must have packed memory of its own, x is a view", at=x)
-    if x in shown:
-        return no("x is also an output, and the two must not share memory", at=x)
-    return yes
-
-
 class DropCopy(ExactRule):
     """copy(x) => x, where no caller sees whose memory it is"""
 
     def pattern(self, op, x):
         return op.copy(x)
 
-    def legal(self, m, x):
-        return needless_copy(m, x)
-
     def rewrite(self, op, m, x):
         return x
 
 
 RULES = (
-    DropNeutralNumber(), DropAddZero(), MulMinusOneToNeg(), PowToSquare(), PowToSqrt(), DivToMul(),
-    DoubleNeg(), AddNegToSub(), SubNegToAdd(), WhereSame(), WhereConstant(), CastOfCast(),
-    DropIdentity(), OneOfTwo(), DropExpand(), DropPad(), CatOfOne(), SliceOfCat(), DropCopy(),
+    DropNeutralNumber, DropAddZero, MulMinusOneToNeg, PowToSquare, PowToSqrt, DivToMul,
+    DoubleNeg, AddNegToSub, SubNegToAdd, WhereSame, WhereConstant, CastOfCast,
+    DropIdentity, OneOfTwo, DropExpand, DropPad, CatOfOne, SliceOfCat, DropCopy,
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -66,6 +68,8 @@ def test_every_op(compiled, inputs_like, dtype) -> None:
             continue
         kept.append(node)
     assert len(kept) > (60 if dtype.is_floating_point else 15)
+    if dtype in (torch.bfloat16, torch.float16, torch.int16):
+        kept = kept[::4]  # their arithmetic is that of float and int32
     run = compiled(Graph.of((x, y, c), grouped((x, y, c), kept)))
     tolerance = {}
     if dtype in (torch.float32, torch.float64):
@@ -144,7 +148,7 @@ def graph(x: f32[A, B, C], b: f32[C], c: f32[B, 1], d: f32[A, 1, C], s: f32[()],
 SIZES = st.sampled_from([0, 1, 2, 3, 5, 7, 13, 31, 64])
 
 
-@pytest.fixture(scope="module")
+@functools.cache
 def walked():
     graph = parse(PROGRAM)
     return graph, find_backend("cpu").compile(graph).bind()
@@ -165,8 +169,8 @@ def strided(shape, how: int) -> torch.Tensor:
 
 @settings(max_examples=60)
 @given(st.tuples(SIZES, SIZES, SIZES), st.tuples(*[st.integers(0, 4)] * 5), st.integers(-3, 3))
-def test_all_sizes_and_strides_with_one_kernel(walked, sizes, how, n) -> None:
-    graph, bound = walked
+def test_all_sizes_and_strides_with_one_kernel(sizes, how, n) -> None:
+    graph, bound = walked()
     a, b, c = sizes
     shapes = [(a, b, c), (c,), (b, 1), (a, 1, c), ()]
     inputs = [*(strided(s, h) for s, h in zip(shapes, how, strict=True)), n]

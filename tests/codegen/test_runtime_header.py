@@ -2,10 +2,8 @@
 
 import ctypes
 import math
-import multiprocessing
 import re
 import subprocess
-import threading
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from torch import tensor
 from effc.backends.cpu.features import UnsupportedCpu, compile_flags, detect
 from effc.codegen.build import Unit, build, build_many
 from effc.codegen.compile import BASE_FLAGS, HEADERS
-from effc.codegen.openmp import mapped_runtimes
 from effc.codegen.toolchain import find_toolchain
 
 INF, NAN = float("inf"), float("nan")

@@ -25,5 +25,6 @@ def test_compiled_rlfn_reaches_the_published_psnr(shared_data, name, published):
         with torch.no_grad():
             values.append(images.y_psnr(fast(low), images.load_image(high)))
     assert sum(values) / len(values) == pytest.approx(published, abs=0.01)
-    assert counters["stats"]["unique_graphs"] == 1  # images of all sizes
-    assert [r.refusal for r in effc.explain(fast).records] == [None]
+    # One graph for images of any size; where the first is square, torch makes it one for squares.
+    assert counters["stats"]["unique_graphs"] <= 2
+    assert not any(r.refusal for r in effc.explain(fast).records)

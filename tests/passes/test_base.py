@@ -209,8 +209,11 @@ def test_a_pass_without_run_says_so() -> None:
 def test_numerics_say_what_they_promise() -> None:
     shown = [exact(), exact("rounding"), bounded("max_abs", 0.001), lossy("relative_l2")]
     assert list(map(str, shown)) == [
-        "exact (bit-equal)", "exact (rounding)", "bounded(max_abs <= 0.001)", "lossy(relative_l2)",
-    ]  # fmt: skip
+        "exact (bit-equal)",
+        "exact (rounding)",
+        "bounded(max_abs <= 0.001)",
+        "lossy(relative_l2)",
+    ]
     assert exact() == Numerics("exact") and Pass.numerics == exact()
     with pytest.raises(KeyError):
         exact("roughly")

@@ -60,8 +60,15 @@ def test_ops_that_need_rows_get_rows(run):
 
 
 def test_reductions_and_single_pixels_read_either(run):
-    lines = [*K, C1, "p = mean(c, dims=(2, 3), keepdim=True)", "a = conv2d(x, k, padding=(1, 1))",
-             "g = avg_pool2d(a, kernel=(9, 8), stride=(9, 8))", "h = add(p, g)", "y = reshape(h, to=(2, 4))"]  # fmt: skip
+    lines = [
+        *K,
+        C1,
+        "p = mean(c, dims=(2, 3), keepdim=True)",
+        "a = conv2d(x, k, padding=(1, 1))",
+        "g = avg_pool2d(a, kernel=(9, 8), stride=(9, 8))",
+        "h = add(p, g)",
+        "y = reshape(h, to=(2, 4))",
+    ]
     ran = run(program(*lines), LAYOUT + "{layout=channels_last}")
     assert conversions(ran) <= 3
 
@@ -115,3 +122,33 @@ def test_again_changes_nothing(run):
 
 def test_nothing_to_do_is_the_same_graph(run):
     assert run(program("y = exp(x)"), LAYOUT).unchanged
+
+
+def test_images_turn_into_rows_of_channels_without_moving(run):
+    lines = [
+        *K,
+        w("p", [4, 4]),
+        C1,
+        "a = reshape(c, to=(2, 4, 72))",
+        "b = permute(a, dims=(0, 2, 1))",
+        "l = linear(b, p)",
+        "e = permute(l, dims=(0, 2, 1))",
+        "f = reshape(e, to=(2, 4, 9, 8))",
+        "y = conv2d(f, k)",
+    ]
+    ran = run(program(*lines), LAYOUT)
+    assert ran.ops() == [
+        "to_layout",
+        "conv2d",
+        "permute",
+        "reshape",
+        "linear",
+        "reshape",
+        "permute",
+        "to_layout",
+        "conv2d",
+        "to_layout",
+    ]
+    assert ran.ctx.notes == [
+        "2 convolutions channels last, 2 conversions"
+    ]  # the middle one is free

@@ -22,8 +22,14 @@ def heavy(ran):
 @pytest.mark.parametrize("second", ["", ", b2"])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_composes_convolutions(run, first, second, kernel):
-    lines = [w("w1", [8, 8, kernel, kernel]), w("w2", [4, 8, 1, 1]), w("b1", [8]), w("b2", [4]),
-             f"c = conv2d(x, w1{first}, padding=(1, 1), stride=(2, 1))", f"y = conv2d(c, w2{second})"]  # fmt: skip
+    lines = [
+        w("w1", [8, 8, kernel, kernel]),
+        w("w2", [4, 8, 1, 1]),
+        w("b1", [8]),
+        w("b2", [4]),
+        f"c = conv2d(x, w1{first}, padding=(1, 1), stride=(2, 1))",
+        f"y = conv2d(c, w2{second})",
+    ]
     ran = run(program(*lines), COMPOSE)
     assert heavy(ran) == ["conv2d"]
 
@@ -65,8 +71,16 @@ def test_refuses_a_wide_second_kernel_and_other_users(run):
     assert run(program(*lines), COMPOSE).reasons("ComposeConv")[0] == "conv2d is also used by add"
 
 
-GATE = [w("wf", [16, 16, 1, 1]), w("w4", [46, 16, 1, 1]), w("bf", [16]), w("b4", [46]),
-        "v = conv2d(p, wf, bf)", "s = add(u, v)", "g = conv2d(s, w4, b4)", "y = sigmoid(g)"]  # fmt: skip
+GATE = [
+    w("wf", [16, 16, 1, 1]),
+    w("w4", [46, 16, 1, 1]),
+    w("bf", [16]),
+    w("b4", [46]),
+    "v = conv2d(p, wf, bf)",
+    "s = add(u, v)",
+    "g = conv2d(s, w4, b4)",
+    "y = sigmoid(g)",
+]
 
 
 def test_the_gate_of_rlfn_is_left_unless_forced(run):

@@ -44,8 +44,12 @@ def test_a_third_output_is_refused_after_a_merge(run):
 
 
 def test_random_ops_stay(run):
-    lines = ("a: f32[4] = aten.rand_like.default(x)", "b: f32[4] = aten.rand_like.default(x)", "y = sub(a, b)",
-             "z = mul(x, 2)")  # fmt: skip
+    lines = (
+        "a: f32[4] = aten.rand_like.default(x)",
+        "b: f32[4] = aten.rand_like.default(x)",
+        "y = sub(a, b)",
+        "z = mul(x, 2)",
+    )
     ran = run(program(*lines, result="z").replace("y = sub(a, b)", "y = sub(a, b)"), CSE)
     assert ran.unchanged
 

@@ -20,8 +20,10 @@ def test_multiplied_constants_meet(run):
     assert ran.reasons("MulConstants")[0] == ("the combined constant f32[2, 3] is larger than both")
     ran = run(program(w("a", [3]), w("b", [3]), "t = mul(x, a)", "y = mul(b, t)"), FOLD)
     assert ran.body.splitlines()[-3:] == [
-        "y0: f32[3] = mul(w0, w1)", "y1: f32[2, 3] = mul(x, y0)", "return y1,"
-    ]  # fmt: skip
+        "y0: f32[3] = mul(w0, w1)",
+        "y1: f32[2, 3] = mul(x, y0)",
+        "return y1,",
+    ]
     assert ran.ctx.notes == ["computed once, when weights are bound: 1 mul"]
 
 
@@ -38,13 +40,19 @@ def test_number_and_weight_meet(run):
 @pytest.mark.parametrize(
     ("lines", "rule", "reason"),
     [
-        (("a = add(x, 8388608.0)", "y = add(a, -8388608.0)"), "AddConstants",
-         "8388608.0 and -8388608.0 nearly cancel: the first sum rounds on purpose"),
-        (("a = mul(x, 1e-20)", "y = mul(a, 1e-20)"), "MulConstants",
-         "1e-20 * 1e-20 leaves the range of f32"),
+        (
+            ("a = add(x, 8388608.0)", "y = add(a, -8388608.0)"),
+            "AddConstants",
+            "8388608.0 and -8388608.0 nearly cancel: the first sum rounds on purpose",
+        ),
+        (
+            ("a = mul(x, 1e-20)", "y = mul(a, 1e-20)"),
+            "MulConstants",
+            "1e-20 * 1e-20 leaves the range of f32",
+        ),
         (("a = mul(x, x)", "y = mul(a, 2.0)"), "MulConstants", "input is not a constant"),
     ],
-)  # fmt: skip
+)
 def test_refuses(run, lines, rule, reason):
     ran = run(program(*lines), FOLD)
     assert ran.unchanged
@@ -61,3 +69,42 @@ def test_nothing_to_do_is_the_same_graph(run):
     ran = run(program("y = exp(x)"), FOLD)
     assert ran.unchanged
     assert ran.ctx.notes == ["nothing but the weights themselves is constant"]
+
+
+@pytest.mark.parametrize("bias", ["", ", b"])
+@pytest.mark.parametrize("factor", ["0.3", "c"])
+def test_a_scale_goes_into_the_layer(run, bias, factor):
+    lines = (
+        w("k", [4, 3]),
+        w("b", [4]),
+        w("c", [4]),
+        f"t = linear(x, k{bias})",
+        f"y = mul(t, {factor})",
+    )
+    ran = run(program(*lines), FOLD)
+    assert [n.name for n in ran.after.nodes if n not in ran.after.constants] == ["linear"]
+    lines = (
+        w("k", [4, 3, 1, 1]),
+        w("b", [4]),
+        w("c", [4, 1, 1]),
+        f"t = conv2d(x, k{bias})",
+        f"y = mul(t, {factor})",
+    )
+    ran = run(program(*lines, args="x: f32[2, 3, 5, 6]"), FOLD)
+    assert ran.hits("ScaleIntoLayer") == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (
+            (w("c", [2, 1]), "t = linear(x, k)", "y = mul(t, c)"),
+            "f32[2, 1] is not one value an output feature",
+        ),
+        (("t = linear(x, k)", "y = mul(t, 0.0)"), "0.0 is not a normal number"),
+        (("t = linear(x, k)", "u = mul(t, 2.0)", "y = add(t, u)"), "linear is also used by add"),
+    ],
+)
+def test_near_misses_of_scales(run, lines, reason):
+    ran = run(program(w("k", [4, 3]), *lines), FOLD)
+    assert ran.unchanged and ran.reasons("ScaleIntoLayer")[0] == reason

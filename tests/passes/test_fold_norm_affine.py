@@ -34,7 +34,7 @@ def test_folds(run, norm):
         (["n = rms_norm(x, gamma)", *TWO], "y, n", "the norm is an output"),
         (["n = rms_norm(x)", *TWO], "y", "the norm has neither weight nor bias"),
     ],
-)  # fmt: skip
+)
 def test_refuses(run, lines, result, reason):
     ran = run(program(*WEIGHTS, *lines, result=result), FOLD)
     assert ran.unchanged

@@ -62,8 +62,12 @@ def test_several_results(run):
 
 
 def test_casts_and_comparisons_join(run):
-    lines = ("c = gt(x, 0.5)", "f = cast(x, dtype_=bf16)", "z = full(to=(), value=0.0, dtype_=bf16)",
-             "y = where(c, f, z)")  # fmt: skip
+    lines = (
+        "c = gt(x, 0.5)",
+        "f = cast(x, dtype_=bf16)",
+        "z = full(to=(), value=0.0, dtype_=bf16)",
+        "y = where(c, f, z)",
+    )
     assert bodies(run(program(*lines), FUSE)) == [["gt", "cast", "where"]]
 
 
@@ -82,14 +86,25 @@ def test_one_row_op_with_prologue_and_epilogue(run, row):
 
 
 def test_values_along_rows(run):
-    lines = ("q = square(x)", "m = mean(q, dims=(1,), keepdim=True)", "e = add(m, 1e-05)", "r = rsqrt(e)",
-             "y = mul(x, r)")  # fmt: skip
+    lines = (
+        "q = square(x)",
+        "m = mean(q, dims=(1,), keepdim=True)",
+        "e = add(m, 1e-05)",
+        "r = rsqrt(e)",
+        "y = mul(x, r)",
+    )
     assert bodies(run(program(*lines), FUSE)) == [["square", "mean", "add", "rsqrt", "mul"]]
 
 
 def test_a_second_row_op_begins_another_loop(run):
-    lines = ("m = mean(x, dims=(1,), keepdim=True)", "d = sub(x, m)", "q = square(d)",
-             "v = mean(q, dims=(1,), keepdim=True)", "r = rsqrt(v)", "y = mul(d, r)")  # fmt: skip
+    lines = (
+        "m = mean(x, dims=(1,), keepdim=True)",
+        "d = sub(x, m)",
+        "q = square(d)",
+        "v = mean(q, dims=(1,), keepdim=True)",
+        "r = rsqrt(v)",
+        "y = mul(d, r)",
+    )
     ran = run(program(*lines), FUSE)
     assert bodies(ran) == [["mean", "sub"], ["square", "mean", "rsqrt", "mul"]]
 
@@ -106,8 +121,9 @@ def test_random_ops_keep_their_order(run):
         "a = exp(x)",
         "r: f32[4, 6] = aten.rand_like.default(x)",
         "s: f32[4, 6] = aten.rand_like.default(x)",
-        "b = add(a, s)", "y = mul(b, 0.0)",
-    )  # fmt: skip
+        "b = add(a, s)",
+        "y = mul(b, 0.0)",
+    )
     ran = run(program(*lines), FUSE)
     assert bodies(ran) == [["exp", "add", "mul"]]
     random = [n for n in ran.after.nodes if n.random]
@@ -152,8 +168,14 @@ def test_a_refusal_without_a_culprit_drops_the_row_op_then_all(run):
 
 
 def test_equal_regions_share_a_name(run):
-    lines = ("a = exp(x)", "b = neg(a)", "t = reshape(b, to=(6, 4))", "s = reshape(t, to=(4, 6))",
-             "c = exp(s)", "y = neg(c)")  # fmt: skip
+    lines = (
+        "a = exp(x)",
+        "b = neg(a)",
+        "t = reshape(b, to=(6, 4))",
+        "s = reshape(t, to=(4, 6))",
+        "c = exp(s)",
+        "y = neg(c)",
+    )
     ran = run(program(*lines), FUSE)
     assert [n.body.name for n in ran.after.nodes if isinstance(n, Fused)] == ["r0", "r0"]
 
@@ -211,8 +233,13 @@ def test_a_result_used_twice_in_the_epilogue(run):
 
 
 def test_a_result_used_outside_keeps_the_anchor_alone(run):
-    lines = (*CONV, "c = conv2d(x, k, b, padding=(1, 1))", "s = sigmoid(c)", "y = add(s, r)",
-             "z = permute(c, dims=(0, 2, 3, 1))")  # fmt: skip
+    lines = (
+        *CONV,
+        "c = conv2d(x, k, b, padding=(1, 1))",
+        "s = sigmoid(c)",
+        "y = add(s, r)",
+        "z = permute(c, dims=(0, 2, 3, 1))",
+    )
     ran = run(program(*lines, args=IMAGE, result="y, z"), FUSE)
     assert bodies(ran) == [["sigmoid", "add"]]
     assert ran.reasons("FuseEpilogue") == ["conv2d is also used by permute"]
@@ -295,8 +322,13 @@ def test_pixel_shuffle_ends_a_convolution(run):
 
 
 def test_a_change_of_layout_ends_a_convolution(run):
-    lines = (*CONV, "l = to_layout(x, layout=channels_last)", "c = conv2d(l, k, b)",
-             "s = pixel_shuffle(c, factor=2)", "y = to_layout(s, layout=row_major)")  # fmt: skip
+    lines = (
+        *CONV,
+        "l = to_layout(x, layout=channels_last)",
+        "c = conv2d(l, k, b)",
+        "s = pixel_shuffle(c, factor=2)",
+        "y = to_layout(s, layout=row_major)",
+    )
     ran = run(program(*lines, args="x: f32[1, 3, 8, 8]"), FUSE)
     assert bodies(ran) == [["conv2d", "pixel_shuffle", "to_layout"]]
 
@@ -318,3 +350,30 @@ def test_anchors_can_be_left_alone(run):
     lines = (*CONV, "c = conv2d(x, k, b, padding=(1, 1))", "a = relu(c)", "y = add(a, r)")
     ran = run(program(*lines, args=IMAGE), "fuse-regions{anchors=False}")
     assert bodies(ran) == [["relu", "add"]]
+
+
+def test_rows_first_gives_the_add_to_the_norm(run):
+    lines = (
+        w("k", [6, 6]),
+        w("g", [6]),
+        "h = linear(x, k)",
+        "a = add(h, x)",
+        "n = rms_norm(a, g)",
+        "y = linear(n, k)",
+    )
+    ran = run(
+        program(*lines, result="y, a"), "fuse-regions{rows_first=True}", supports=no_norm_prologue
+    )
+    assert bodies(ran) == [["add", "rms_norm"]]
+    ran = run(program(*lines, result="y, a"), FUSE, supports=no_norm_prologue)
+    assert bodies(ran) == [["linear", "add"]]
+
+
+def no_norm_prologue(node):
+    names = [n.name for n in node.body.nodes]
+    return no("no norm prologue") if {"rms_norm", "linear"} <= set(names) else yes
+
+
+def test_group_norm_takes_its_activation(run):
+    lines = (w("g", [4]), "n = group_norm(x, groups=2, weight=g, bias=g)", "y = silu(n)")
+    assert bodies(run(program(*lines, args="x: f32[2, 4, 3, 5]"), FUSE)) == [["group_norm", "silu"]]

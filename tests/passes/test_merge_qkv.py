@@ -44,22 +44,40 @@ def test_layers_with_and_without_bias_merge_apart(run):
 
 
 def test_merges_pointwise_convolutions(run):
-    lines = [w("a", [4, 6, 1, 1]), w("b", [2, 6, 1, 1]), "c = conv2d(x, a)", "d = conv2d(x, b)",
-             "y = cat((c, d), dim=1)"]  # fmt: skip
+    lines = [
+        w("a", [4, 6, 1, 1]),
+        w("b", [2, 6, 1, 1]),
+        "c = conv2d(x, a)",
+        "d = conv2d(x, b)",
+        "y = cat((c, d), dim=1)",
+    ]
     ran = run(program(*lines, args="x: f32[2, 6, 3, 4]"), MERGE)
     assert ran.count("conv2d") == 1
 
 
 def test_convolutions_of_other_geometry_stay(run):
-    lines = [w("a", [4, 6, 1, 1]), w("b", [2, 6, 1, 1]), "c = conv2d(x, a)",
-             "d = conv2d(x, b, stride=(2, 2))", "e = mean(c, dims=(2, 3))", "f = mean(d, dims=(2, 3))",
-             "y = cat((e, f), dim=1)"]  # fmt: skip
+    lines = [
+        w("a", [4, 6, 1, 1]),
+        w("b", [2, 6, 1, 1]),
+        "c = conv2d(x, a)",
+        "d = conv2d(x, b, stride=(2, 2))",
+        "e = mean(c, dims=(2, 3))",
+        "f = mean(d, dims=(2, 3))",
+        "y = cat((e, f), dim=1)",
+    ]
     ran = run(program(*lines, args="x: f32[2, 6, 3, 4]"), MERGE)
     assert ran.unchanged
     assert ran.reasons("MergeSiblings")[0] == "2 layers that read it differ in bias or geometry"
 
 
-GATED = [w("g", [16, 8]), w("u", [16, 8]), "a = linear(x, g)", "b = silu(a)", "c = linear(x, u)", "y = mul(b, c)"]  # fmt: skip
+GATED = [
+    w("g", [16, 8]),
+    w("u", [16, 8]),
+    "a = linear(x, g)",
+    "b = silu(a)",
+    "c = linear(x, u)",
+    "y = mul(b, c)",
+]
 
 
 def test_a_gate_stays_where_the_target_fuses_it(run):

@@ -84,11 +84,16 @@ def test_rms_norm_in_bf16_throughout_is_left(raised):
 @pytest.mark.parametrize(
     ("fn", "reason"),
     [
-        (lambda x: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-6), "the mean is not along rows"),
-        (lambda x: x * torch.rsqrt(x.abs().mean(-1, keepdim=True) + 1e-6),
-         "the mean is of abs, not of the square of x"),
+        (
+            lambda x: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-6),
+            "the mean is not along rows",
+        ),
+        (
+            lambda x: x * torch.rsqrt(x.abs().mean(-1, keepdim=True) + 1e-6),
+            "the mean is of abs, not of the square of x",
+        ),
     ],
-)  # fmt: skip
+)
 def test_near_misses_of_rms_norm(raised, fn, reason):
     assert raised(fn, X).reasons("RaiseRmsNorm")[0] == reason
 
@@ -128,13 +133,14 @@ def test_softmax(raised):
 
 # ------------------------------------------------------------------ activations
 
+ROOT = math.sqrt(2.0 / math.pi)
 ACTIVATIONS = {
     "silu": lambda x: torch.sigmoid(x) * x,
     "erf": lambda x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0))),
     "erf, late half": lambda x: 0.5 * (x * (1 + torch.erf(x * 0.7071067811865476))),
-    "tanh": lambda x: 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0)))),
-    "tanh, product": lambda x: x * 0.5 * (1 + torch.tanh(0.7978845608 * (x + 0.044715 * x * x * x))),
-}  # fmt: skip
+    "tanh": lambda x: 0.5 * x * (1.0 + torch.tanh(ROOT * (x + 0.044715 * torch.pow(x, 3.0)))),
+    "tanh, product": lambda x: x * 0.5 * (1 + torch.tanh(ROOT * (x + 0.044715 * x * x * x))),
+}
 
 
 @pytest.mark.parametrize("form", ACTIVATIONS)
@@ -291,15 +297,20 @@ def test_scores_filled_with_a_number_in_their_range_stay(raised):
 @pytest.mark.parametrize(
     ("fn", "reason"),
     [
-        (lambda q, k, v, m: ((q @ k.mT + m) * 0.25).softmax(-1) @ v, "the scale is applied after the mask"),
+        (
+            lambda q, k, v, m: ((q @ k.mT + m) * 0.25).softmax(-1) @ v,
+            "the scale is applied after the mask",
+        ),
         (lambda q, k, v, m: (q @ k.mT).softmax(-2) @ v, "the softmax is along dimension 2"),
         (lambda q, k, v, m: (q @ k.mT + m + m).softmax(-1) @ v, "two masks are added"),
         (lambda q, k, v, m: (q @ k.mT * q[..., :1]).softmax(-1) @ v, "the scale is not a number"),
         (lambda q, k, v, m: (s := q @ k.mT, s.softmax(-1) @ v), "matmul is also used elsewhere"),
-        (lambda q, k, v, m: (q @ k.mT).tanh().softmax(-1) @ v,
-         "tanh is not a product of queries and keys"),
+        (
+            lambda q, k, v, m: (q @ k.mT).tanh().softmax(-1) @ v,
+            "tanh is not a product of queries and keys",
+        ),
     ],
-)  # fmt: skip
+)
 def test_near_misses_of_attention(raised, fn, reason):
     ran = raised(fn, Q, K, V, MASK)
     assert "attention" not in left(ran)
@@ -371,10 +382,12 @@ def test_constant_masks(raised, mask, causal):
     ("mask", "reason"),
     [
         (lambda: torch.arange(5)[:, None] > torch.arange(5) - 2, "the mask is of another shape"),
-        (lambda: torch.where(torch.arange(5)[:, None] >= torch.arange(5), 0.5, -3.4e38),
-         "the mask is neither zero nor lowest everywhere"),
+        (
+            lambda: torch.where(torch.arange(5)[:, None] >= torch.arange(5), 0.5, -3.4e38),
+            "the mask is neither zero nor lowest everywhere",
+        ),
     ],
-)  # fmt: skip
+)
 def test_near_misses_of_constant_masks(raised, mask, reason):
     ran = raised(attend(mask), Q, K, V)
     assert ran.after.outputs[0].mask is not None
@@ -452,3 +465,27 @@ def test_pooling_over_the_image(raised):
 
 def test_nothing_to_do_is_the_same_graph(run):
     assert run("def graph(x: f32[4]):\n    y = exp(x)\n    return y,\n", "raise-ops").unchanged
+
+
+class Matrix(nn.Module):
+    def __init__(self, bias=8):
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.randn(16, 8)), nn.Parameter(torch.randn(bias))
+
+    def forward(self, x):
+        return x @ self.w + self.b
+
+
+def test_a_product_with_a_constant_matrix_is_a_linear_layer(raised):
+    ran = raised(Matrix(), X)
+    assert left(ran) == ["linear"] and ran.after.outputs[0].bias is not None
+    ran = raised(Matrix(bias=1), X)
+    assert ran.reasons("AddToBias")[0] == "f32[1] is not one value an output feature"
+
+
+def test_padding_before_a_convolution(raised):
+    conv = nn.Conv2d(3, 4, 3, padding=(0, 1))
+    ran = raised(nn.Sequential(nn.ZeroPad2d(2), conv), torch.randn(2, 3, 5, 6))
+    assert left(ran) == ["conv2d"] and ran.after.outputs[0].padding == (2, 3)
+    ran = raised(nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), conv), torch.randn(2, 3, 5, 6))
+    assert ran.reasons("PadIntoConv")[0] == "it pads (0, 0) before and (1, 1) after"

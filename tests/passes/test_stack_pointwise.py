@@ -16,10 +16,15 @@ def w(name, shape, dtype="f32"):
 
 def chain(w5, w1, first="", second="", dtype="f32"):
     return [
-        w("w5", w5, dtype), w("w1", w1, dtype), w("b5", w5[:1], dtype), w("b1", w1[:1], dtype),
-        f"c = conv2d(x, w5{first})", f"p = conv2d(c, w1{second})",
-        "m = mean(p, dims=(1,), keepdim=True)", "y = mul(c, m)",
-    ]  # fmt: skip
+        w("w5", w5, dtype),
+        w("w1", w1, dtype),
+        w("b5", w5[:1], dtype),
+        w("b1", w1[:1], dtype),
+        f"c = conv2d(x, w5{first})",
+        f"p = conv2d(c, w1{second})",
+        "m = mean(p, dims=(1,), keepdim=True)",
+        "y = mul(c, m)",
+    ]
 
 
 @pytest.mark.parametrize("first", ["", ", b5"])
@@ -38,9 +43,17 @@ def test_relative_error_in_f64(run):
 
 
 def test_several_readers_stack_at_once(run):
-    lines = [w("a", [8, 8, 1, 1]), w("b", [4, 8, 1, 1]), w("d", [3, 8, 1, 1]), "c = conv2d(x, a)",
-             "p = conv2d(c, b)", "q = conv2d(c, d)", "r = cat((p, q), dim=1)", "s = exp(c)",
-             "y = cat((r, s), dim=1)"]  # fmt: skip
+    lines = [
+        w("a", [8, 8, 1, 1]),
+        w("b", [4, 8, 1, 1]),
+        w("d", [3, 8, 1, 1]),
+        "c = conv2d(x, a)",
+        "p = conv2d(c, b)",
+        "q = conv2d(c, d)",
+        "r = cat((p, q), dim=1)",
+        "s = exp(c)",
+        "y = cat((r, s), dim=1)",
+    ]
     ran = run(program(*lines), STACK)
     assert ran.count("conv2d") == 1 and ran.count("slice") == 3
 
@@ -48,12 +61,19 @@ def test_several_readers_stack_at_once(run):
 @pytest.mark.parametrize(
     ("lines", "result", "reason"),
     [
-        (chain([8, 8, 1, 1], [4, 8, 1, 1]), "y, c", "an output must have memory of its own, not a slice"),
+        (
+            chain([8, 8, 1, 1], [4, 8, 1, 1]),
+            "y, c",
+            "an output must have memory of its own, not a slice",
+        ),
         (chain([2, 8, 1, 1], [64, 2, 1, 1]), "y", "768 more operations a pixel to save 8 bytes"),
-        (chain([8, 8, 1, 1], [4, 8, 1, 1])[:6], "p",
-         "nothing else reads the middle value: composing is cheaper"),
+        (
+            chain([8, 8, 1, 1], [4, 8, 1, 1])[:6],
+            "p",
+            "nothing else reads the middle value: composing is cheaper",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refuses(run, lines, result, reason):
     ran = run(program(*lines, result=result), STACK)
     assert ran.unchanged

@@ -1,4 +1,4 @@
-"""Activations and layers written by hand, recognised: rules of raise-ops."""
+"""Activations, linear layers and padding written by hand, recognised: rules of raise-ops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from effc.ir import Op, Rule, no, yes
 
-from .common import is_number, reassociates
+from .common import dense_constants, is_number, reassociates
 from .raise_norms import squared
 
 
@@ -95,7 +95,7 @@ class RaiseGelu(Rule):
 
 
 class RaisePixelShuffle(Rule):
-    """reshape(permute(reshape(x, (b, c, r, r, h, w)), (0, 1, 4, 2, 5, 3))) => pixel_shuffle(x, r)"""
+    """reshape(permute(reshape(x, (b, c, r, r, h, w)), 0 1 4 2 5 3)) => pixel_shuffle(x, r)"""
 
     def pattern(self, op, x):
         moved = op.permute(op.reshape(x).named("split"), dims=(0, 1, 4, 2, 5, 3))
@@ -130,4 +130,65 @@ class LinearOverRows(Rule):
         return m.layer.replace(x=op.reshape(x, (*m.root.shape[:-1], w.shape[1])))
 
 
-RULES = (RaiseSilu(), RaiseGelu(), RaisePixelShuffle(), LinearOverRows())
+class MatmulToLinear(Rule):
+    """matmul(x, w) => linear(x, permute(w)), for a constant matrix w"""
+
+    def pattern(self, op, x, w):
+        return op.matmul(x, w)
+
+    def check(self, m, x, w):
+        if m.is_constant(x) or w.tensor.rank != 2:
+            return no("{} by {} is no layer", x.type, w.type)
+        return dense_constants(m.graph, w)
+
+    def rewrite(self, op, m, x, w):
+        turned = w.x if w.name == "permute" else op.permute(w, (1, 0))
+        return op.linear(x, turned)
+
+
+class AddToBias(Rule):
+    """layer(x, w) + b => layer(x, w, b), for a constant b with one value an output feature"""
+
+    def pattern(self, op, x, w, b):
+        return op.add(op.one_of("linear", "conv1d", "conv2d", "conv3d")(x, w).named("layer"), b)
+
+    def check(self, m, x, w, b):
+        if not isinstance(b, Op) or b.dtype != w.dtype or m.root.type != m.layer.type:
+            return no("the addend is not a tensor of {}", w.dtype)
+        axis = m.layer.tensor.rank - 1 if m.layer.name == "linear" else 1
+        wanted = tuple(w.shape[0] if i == axis else 1 for i in range(m.layer.tensor.rank))
+        if b.shape != wanted[len(wanted) - b.tensor.rank :] or b.tensor.numel != w.shape[0]:
+            return no("{} is not one value an output feature", b.type, at=b)
+        answer = reassociates(w.dtype)
+        return answer and dense_constants(m.graph, w, b)
+
+    def rewrite(self, op, m, x, w, b):
+        return m.layer.replace(bias=op.reshape(b, (w.shape[0],)) if b.tensor.rank > 1 else b)
+
+
+class PadIntoConv(Rule):
+    """conv(pad(x, p zeros each side), w) => conv(x, w, padding=p)"""
+
+    def pattern(self, op, x, w):
+        padded = op.pad(x).named("pad")
+        return op.one_of("conv1d", "conv2d", "conv3d")(padded, w, bias=op.any).named("conv")
+
+    def check(self, m, x, w):
+        pad: Any = m.pad
+        if pad.value != 0 or any(p != 0 for p in (*pad.before[:2], *pad.after[:2])):
+            return no("it pads with {}, or pads channels", pad.value, at=pad)
+        if pad.before != pad.after:
+            return no("it pads {} before and {} after", pad.before[2:], pad.after[2:], at=pad)
+        if any(not isinstance(p, int) or p < 0 for p in pad.before):
+            return no("it crops", at=pad)
+        return yes
+
+    def rewrite(self, op, m, x, w):
+        padding = tuple(p + q for p, q in zip(m.conv.padding, m.pad.before[2:], strict=True))
+        return m.conv.replace(x=x, padding=padding)
+
+
+RULES = (
+    RaiseSilu(), RaiseGelu(), RaisePixelShuffle(), LinearOverRows(), MatmulToLinear(), AddToBias(),
+    PadIntoConv(),
+)  # fmt: skip
