@@ -202,8 +202,9 @@ def _to_copy(call: Call, x: Op, dtype: Any = None, device: Any = None, **_: Any)
 
 
 @converts(
-    "aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten.to.other", "aten.type_as.default",
-    "aten.float.default", "aten.double.default", "aten.half.default", "aten.bfloat16.default",
+    "aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten.to.other",
+    "aten.type_as.default", "aten.float.default", "aten.double.default", "aten.half.default",
+    "aten.bfloat16.default",
 )  # fmt: skip
 def _to(call: Call, x: Op, copy: bool = False, **_: Any) -> Any:
     if call.val.device.type != "cpu":
@@ -475,7 +476,7 @@ def _between(x: Op, src: Op, axis: int, start: int, size: int) -> Any:
 
 
 def _columns(x: Op, axis: int, step: int, shape: tuple[Any, ...]) -> list[Op]:
-    """Elements i, i + step, ... for each i; those of an earlier write without looking through it."""
+    """Elements i, i + step, ... for each i; what an earlier write put there is taken directly."""
     split = x.x if isinstance(x, Reshape) else None
     if split is not None and split.name == "cat" and all(c.shape == shape for c in split.xs):
         if split.dim == axis + 1 and len(split.xs) == step:
@@ -592,7 +593,7 @@ def _conv_transpose(
     call: Call, x: Op, weight: Op, bias: Op | None, stride: Any, padding: Any, output_padding: Any,
     groups: int, dilation: Any,
 ) -> Any:  # fmt: skip
-    """Windows side by side, as in decoders that double a size: a 1x1 convolution, then a shuffle."""
+    """Windows side by side, as where a size doubles: a 1x1 convolution, then a pixel shuffle."""
     into, out, *kernel = weight.shape
     moved = (*_tuple(padding, 2), *_tuple(output_padding, 2), groups - 1)
     apart = tuple(kernel) == _tuple(stride, 2) and kernel[0] == kernel[1]
@@ -887,7 +888,8 @@ def _index(call: Call, x: Op, indices: tuple[Op | None, ...]) -> Any:
     axes = [_whole_range(i, x.shape[d]) for i, d in zip(at, dims)]
     if not rest and None not in axes and len(set(axes)) == len(axes):
         # x[arange(n)[:, None], arange(m)]: nothing is looked up
-        return Reshape(Permute(x, tuple(sorted(dims, key=lambda d: axes[d]))), call.shape)
+        order = sorted((axis, d) for axis, d in zip(axes, dims) if axis is not None)
+        return Reshape(Permute(x, tuple(d for _, d in order)), call.shape)
     sizes, others = ([x.shape[d] for d in group] for group in (dims, rest))
     table = Reshape(Permute(x, (*dims, *rest)), (product(tuple(sizes)), product(tuple(others))))
     row = _row_of([_from_start(i, n) for i, n in zip(at, sizes)], sizes)
@@ -982,8 +984,8 @@ _SAME = {
     "greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "not_equal": "ne",
     "fix": "trunc", "arccos": "acos", "arcsin": "asin", "arctan": "atan", "arccosh": "acosh",
     "arcsinh": "asinh", "arctanh": "atanh", "arctan2": "atan2", "special_exp2": "exp2",
-    "special_expm1": "expm1", "special_log1p": "log1p", "special_erf": "erf", "special_erfc": "erfc",
-    "special_softmax": "softmax", "special_log_softmax": "log_softmax",
+    "special_expm1": "expm1", "special_log1p": "log1p", "special_erf": "erf",
+    "special_erfc": "erfc", "special_softmax": "softmax", "special_log_softmax": "log_softmax",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import sympy
 import torch
 
 import effc.aten_table  # noqa: F401  (registers the converters)
+from effc.aliasing import ArgumentView
 from effc.backends import find_backend
 from effc.capture import Captured, Refusal, overlapping
 from effc.dump import Dump
@@ -163,8 +164,11 @@ class CompiledGraph:
         self._needs_sizes = symbols or any(_symbolic(r) for _, _, r in self._copies)
 
     def __call__(self, *arguments: Any) -> list[Any]:
-        if self.captured.needs_overlap_check and self._overlap(arguments):
+        if self._copies and self._overlap(arguments):
             return list(self._original(*arguments))
+        if torch.is_autocast_enabled("cpu"):  # its casts are nodes of the graph already
+            with torch.autocast("cpu", enabled=False):
+                return self(*arguments)
         grad = torch.is_grad_enabled()
         if grad:
             torch._C._set_grad_enabled(False)
@@ -178,18 +182,36 @@ class CompiledGraph:
         inputs = [owned if at is None else arguments[at] for at, owned in self._inputs]
         outputs = self._bind(arguments)(inputs)
         env = bind_symbols(self.imported.graph, inputs) if self._needs_sizes else None
-        for at, owned, result in self._copies:
-            target = owned if at is None else arguments[at]
-            target.copy_(_result(result, outputs, env))
+        if self._copies:
+            outputs = self._write_back(arguments, outputs, env)
         results = []
         for result, strides in self._results:
-            value = _result(result, outputs, env)
+            if isinstance(result, ArgumentView):
+                value = result.of(_argument(self.captured, result.index, arguments))
+            else:
+                value = _result(result, outputs, env)
             results.append(value if strides is None else _restride(value, strides, env))
         return results
 
+    def _write_back(self, arguments: Sequence[Any], outputs: Sequence[Any], env: Any) -> list[Any]:
+        """Copy results into the arguments that the model writes; results keep their values."""
+        targets = [owned if at is None else arguments[at] for at, owned, _ in self._copies]
+        written = {t.untyped_storage().data_ptr() for t in targets}
+        kept = [
+            v.clone()
+            if isinstance(v, torch.Tensor) and v.untyped_storage().data_ptr() in written
+            else v
+            for v in outputs
+        ]
+        for target, (_, _, result) in zip(targets, self._copies):
+            target.copy_(_result(result, kept, env))
+        return kept
+
     def _overlap(self, arguments: Sequence[Any]) -> bool:
-        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
-        return overlapping(tensors)
+        tensors = [(i, a) for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)]
+        positions = {at for at, _, _ in self._copies}
+        written = [n for n, (i, _) in enumerate(tensors) if i in positions]
+        return overlapping([a for _, a in tensors], written)
 
     # -------------------------------------------------------------- weights
 

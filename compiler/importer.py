@@ -107,7 +107,7 @@ class _Importer:
         outputs: list[Op] = []
         results: list[Any] = []
         for output in self.captured.outputs:
-            value = self.value(output.value)
+            value = self.value(output.value)  # an ArgumentView stays one
             if isinstance(value, Op):
                 results.append(("node", len(outputs)))
                 outputs.append(value)

@@ -48,7 +48,7 @@ class ChooseLayout(Pass):
             ctx.note("row_major asked for: nothing is changed")
             return g
         convs = [n for n in g.nodes if n.name == "conv2d" and n not in g.constants]
-        rows = [n for n in convs if n.x.type.layout == row_major]
+        rows = [n for n in convs if n.x.tensor.layout == row_major]
         if not rows:
             ctx.note("no convolution reads row-major memory")
             return g
@@ -81,6 +81,10 @@ def is_free(conversion: Any) -> bool:
     return last and x.name == "permute" and x.dims == (0, 3, 1, 2)
 
 
+def layout_of(value: Op) -> Layout:
+    return value.type.layout if isinstance(value.type, Tensor) else row_major
+
+
 class _Layouts:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -94,7 +98,7 @@ class _Layouts:
             made = self.rebuilt(node, {}) if constant else self.visit(node)
             self.memo[node] = made
             self.nodes.append(made)
-        outputs = tuple(self.laid(o, o.type.layout, o) for o in self.graph.outputs)  # type: ignore[union-attr]
+        outputs = tuple(self.laid(o, layout_of(o), o) for o in self.graph.outputs)
         return Graph(self.graph.inputs, tuple(self.nodes), outputs, self.graph.name)
 
     def visit(self, node: Any) -> Op:
@@ -102,7 +106,7 @@ class _Layouts:
             return self.rebuilt(node, {node.x: channels_last})
         if node.pointwise or node.name == "cat":
             images = [o for o in node.operands if self.is_image(o) and self.matches(o, node)]
-            last = any(self.memo[o].type.layout == channels_last for o in images)
+            last = any(self.memo[o].tensor.layout == channels_last for o in images)
             return self.rebuilt(node, dict.fromkeys(images, channels_last if last else row_major))
         if node.name == "permute" and self.is_tokens(node):
             return self.tokens(node)
@@ -110,7 +114,7 @@ class _Layouts:
             return self.rebuilt(node, {})
         if node.name == "reshape" and node.x.tensor.shape[2:] == (1, 1):
             return self.rebuilt(node, {})  # one pixel: both layouts are the same memory
-        return self.rebuilt(node, {o: o.type.layout for o in node.operands if self.is_image(o)})
+        return self.rebuilt(node, {o: o.tensor.layout for o in node.operands if self.is_image(o)})
 
     def is_image(self, value: Op) -> bool:
         return isinstance(value.type, Tensor) and value.type.rank == 4
@@ -148,7 +152,9 @@ class _Layouts:
         flat = node.x
         if node.dims != (0, 2, 1) or flat.name != "reshape" or not self.is_image(flat.x):
             return False
-        return flat.shape[:2] == flat.x.shape[:2] and self.memo[flat.x].type.layout == channels_last
+        return (
+            flat.shape[:2] == flat.x.shape[:2] and self.memo[flat.x].tensor.layout == channels_last
+        )
 
     def tokens(self, node: Any) -> Op:
         """reshape(permute(image, (0, 2, 3, 1)), (n, h * w, c)), which moves nothing"""

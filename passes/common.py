@@ -64,13 +64,14 @@ def dense_constants(graph: Graph, *values: Op | None) -> Answer:
 
 
 def missed(
-    ctx: Context, rule: str, title: str, graph: Graph, node: Op, why: No, near: int = 1
+    ctx: Context, rule: str, title: str, graph: Graph, node: Op, why: Answer, near: int = 1
 ) -> None:
     """Record that a pass which does its own matching decided against a rewrite at `node`.
 
     near: how many nodes of the rewrite were there; the report keeps the nearest misses.
     """
-    ctx.missed(rule, title, NearMiss(rule, graph, node, near, True, why))
+    if isinstance(why, No):
+        ctx.missed(rule, title, NearMiss(rule, graph, node, near, True, why))
 
 
 def moved(new: Mapping[Op, Op], rewritten: Iterable[Op]) -> None:

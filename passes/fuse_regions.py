@@ -75,7 +75,9 @@ def fusable(node: Op) -> bool:
     if not node.pointwise or not _plain(node):
         return False
     full = [o for o in node.operands if isinstance(o.type, Tensor) and o.shape == node.shape]
-    return all(map(_plain, node.operands)) and all(o.type.layout == node.type.layout for o in full)
+    return all(map(_plain, node.operands)) and all(
+        o.tensor.layout == node.tensor.layout for o in full
+    )
 
 
 def _plain(value: Op) -> bool:
@@ -92,7 +94,7 @@ def along_rows(node: Op) -> bool:
         along = node.dim % node.tensor.rank == node.tensor.rank - 1
     else:
         along = node.name in ROWS and node.dims == 1
-    return along and _plain(node) and node.x.tensor.rank > 0 and node.x.type.layout == row_major
+    return along and _plain(node) and node.x.tensor.rank > 0 and node.x.tensor.layout == row_major
 
 
 @dataclass
@@ -129,8 +131,7 @@ class _Fusion:
         self.ctx.counted(*rule)
 
     def miss(self, rule: tuple[str, str], node: Op, why: Answer) -> None:
-        if isinstance(why, No):
-            missed(self.ctx, *rule, self.graph, node, why)
+        missed(self.ctx, *rule, self.graph, node, why)
 
     # -------------------------------------------------------------- anchors
 
@@ -182,7 +183,7 @@ class _Fusion:
             waiting.discard(node)
             if node in self.taken or node in inside or not fusable(node):
                 continue
-            if node.shape != anchor.shape or node.type.layout != anchor.type.layout:
+            if node.shape != anchor.shape or node.tensor.layout != anchor.tensor.layout:
                 continue
             if self.options.rows_first and any(map(along_rows, self.graph.users[node])):
                 continue
@@ -205,7 +206,7 @@ class _Fusion:
                 all(u in inside for u in self.graph.users[node]) and node not in self.graph.outputs
             )
             if only and fusable(node) and node.shape == anchor.shape:
-                if node.type.layout == anchor.type.layout:
+                if node.tensor.layout == anchor.tensor.layout:
                     sides.append(node)
                     inside.add(node)
                     waiting += node.operands
@@ -282,7 +283,7 @@ class _Fusion:
             own = self.groups.group[node]
             x: Any = node
             loops[own] = (
-                Loop(x.x.shape, row_major, node) if row else Loop(node.shape, node.type.layout)
+                Loop(x.x.shape, row_major, node) if row else Loop(node.shape, node.tensor.layout)
             )
             read = dict.fromkeys(
                 self.groups.group[o] for o in node.operands if o in self.groups.group
@@ -299,7 +300,7 @@ class _Fusion:
         """Whether a node that reads a value of the loop can be computed inside it."""
         if along_rows(node):
             return loop.row is None and node.x.shape == loop.shape and loop.layout == row_major
-        if node.shape == loop.shape and node.type.layout == loop.layout:
+        if node.shape == loop.shape and node.tensor.layout == loop.layout:
             return loop.row is None or not self.begins_a_row(node)
         return loop.row is not None and node.shape == loop.row_shape
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from effc.ir import Graph, No, Op, no, yes
+from effc.ir import Graph, Op, no, yes
 from effc.ir.rewrite import Answer, op
 
 from .analysis.aliases import shown_values
@@ -47,7 +47,7 @@ class MergeQkv(Pass):
             if answer:
                 new |= merged(layers)
                 ctx.counted(RULE, TITLE)
-            elif isinstance(answer, No):
+            else:
                 missed(ctx, RULE, TITLE, g, layers[0], answer, near=len(layers))
         if not families:
             ctx.note("no linear layer and no convolution")

@@ -161,7 +161,7 @@ class PoolAllToMean(Rule):
             return no("the window {} is not the image", pool.kernel)
         if any(pool.padding) or pool.divisor is not None:
             return no("it pads, or divides by another number")
-        return yes if x.type.layout == row_major else no("x is {}", x.type)
+        return yes if x.tensor.layout == row_major else no("x is {}", x.type)
 
     def rewrite(self, op, m, x):
         return op.mean(x, (2, 3), True)

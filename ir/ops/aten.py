@@ -25,7 +25,9 @@ class Aten(Op):
 
     @property
     def random(self) -> bool:  # type: ignore[override]
-        return torch.Tag.nondeterministic_seeded in overload(self.target).tags
+        target = overload(self.target)
+        # What gives no result is called for its effect (an assertion): it keeps its place as well.
+        return torch.Tag.nondeterministic_seeded in target.tags or not target._schema.returns
 
     @property
     def view(self) -> bool:  # type: ignore[override]

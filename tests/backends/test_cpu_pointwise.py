@@ -167,7 +167,7 @@ def strided(shape, how: int) -> torch.Tensor:
     return torch.randn([*shape, 2])[..., 1]
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.tuples(SIZES, SIZES, SIZES), st.tuples(*[st.integers(0, 4)] * 5), st.integers(-3, 3))
 def test_all_sizes_and_strides_with_one_kernel(sizes, how, n) -> None:
     graph, bound = walked()

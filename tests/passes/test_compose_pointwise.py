@@ -94,3 +94,10 @@ def test_the_gate_of_rlfn_is_left_unless_forced(run):
 
 def test_nothing_to_do_is_the_same_graph(run):
     assert run(program("y = exp(x)"), COMPOSE).unchanged
+
+
+def test_relative_error_in_f64(run):
+    lines = [w("w1", [8, 8, 3, 3], "f64"), w("w2", [4, 8, 1, 1], "f64"), w("b1", [8], "f64")]
+    lines += ["c = conv2d(x, w1, b1)", "y = conv2d(c, w2)"]
+    ran = run(program(*lines, args="x: f64[2, 8, 5, 6]"), COMPOSE)
+    assert ran.hits("ComposeConv") == 1 and max(ran.errors) <= 1e-12  # the card's bound

@@ -377,3 +377,8 @@ def no_norm_prologue(node):
 def test_group_norm_takes_its_activation(run):
     lines = (w("g", [4]), "n = group_norm(x, groups=2, weight=g, bias=g)", "y = silu(n)")
     assert bodies(run(program(*lines, args="x: f32[2, 4, 3, 5]"), FUSE)) == [["group_norm", "silu"]]
+
+
+def test_no_operands_allowed_means_no_regions(run):
+    lines = (*CONV, "c = conv2d(x, k, b, padding=(1, 1))", "a = relu(c)", "y = add(a, r)")
+    assert run(program(*lines, args=IMAGE), "fuse-regions{max_operands=0}").unchanged
