@@ -83,7 +83,7 @@ def unsupported(record: Record, imported: Imported) -> UnsupportedError:
     return UnsupportedError(
         f"{len(record.executable.fallbacks)} nodes of {record.name} have no kernel for "
         f"target {record.target}",
-        fix="drop strict=True to run them through ATen, or register a kernel (examples/add_an_op.py)",
+        fix="drop strict=True to run them through ATen, or add a kernel (examples/add_an_op.py)",
         context="\n".join(rows),
     )
 

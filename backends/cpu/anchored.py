@@ -77,7 +77,7 @@ def lower(b: Builder, node: Op) -> None:
     outer = dict(zip(region.leaves, region.operands, strict=True))
     rest = [n for n in region.computed() if n is not anchor and n is not shuffle]
     inside = _inside(b, region, anchor, outer, rest)
-    root = library.anchor(b, anchor, outer, inside)
+    root = library.anchor(b, anchor, outer, node, inside)
     if inside:
         rest.remove(inside.node)
     done = inside.node if inside else anchor

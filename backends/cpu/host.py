@@ -149,13 +149,13 @@ def library(
     b: Builder, node: Op, call: str, build: Callable[[Frame], Callable[[], torch.Tensor]],
     slots: Sequence[int], root: Root, note: str = "", kind: str = "library",
 ) -> None:  # fmt: skip
-    """A routine chosen on purpose. build(frame) gives a function that returns the result."""
+    """A routine chosen on purpose. build(frame) gives a function that returns the result; the
+    caller says which node's value it is."""
 
     def make(frame: Frame) -> Step:
         return _storing(frame, root, build(frame))
 
     b.host(kind, call, node, make, slots, note=note)
-    b.set(node, root)
 
 
 def clone_call(source: int, slot: int) -> Make:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from effc.ir import Op, no, yes
 from effc.ir.rewrite import Answer
-from effc.ir.types import Tensor, channels_last
+from effc.ir.types import channels_last
 
 from .builder import Builder
 from .frame import Frame
@@ -50,31 +50,38 @@ def check(node: Any) -> Answer:
     return yes
 
 
-def anchor(b: Builder, node: Op, operands: Mapping[Op, Op], inside: Inside | None = None) -> Root:
+@dataclass(frozen=True)
+class Call:
+    """A routine as a plan calls it."""
+
+    name: str
+    slots: Sequence[int]  # of the tensors it reads
+    build: Build
+    strides: tuple[Any, ...] | None = None  # of its result; None: packed in the layout of its type
+    note: str = ""
+
+
+def anchor(
+    b: Builder, node: Op, operands: Mapping[Op, Op], shown: Op, inside: Inside | None = None
+) -> Root:
     """Emit the routine; the result is memory of its own that later kernels may overwrite.
 
     operands: the node's operands (which may be a region's inputs) -> values of the plan.
+    shown: the node that reports name; the region where the anchor is inside one.
     """
     if node.name in CONVS:
-        return _conv(b, node, operands, inside)
-    return {"linear": _linear, "matmul": _matmul, "attention": _attention}[node.name](
-        b, node, operands
-    )
+        call = _conv(b, node, operands, inside)
+    else:
+        makers = {"linear": _linear, "matmul": _matmul, "attention": _attention}
+        call = makers[node.name](b, node, operands)
+    root = b.new_root("dynamic", shown, node.tensor, call.strides)
+    library(b, shown, call.name, call.build, call.slots, root, call.note)
+    return root
 
 
 @lowers(*ANCHORS, check=check, native=False)
 def _lower(b: Builder, node: Op) -> None:
-    b.set(node, anchor(b, node, {o: o for o in node.operands}))
-
-
-def _emit(
-    b: Builder, node: Op, call: str, build: Build, slots: Sequence[int],
-    strides: Any = None, note: str = "",
-) -> Root:  # fmt: skip
-    assert isinstance(node.type, Tensor)
-    root = b.new_root("dynamic", node, node.type, strides)
-    library(b, node, call, build, slots, root, note)
-    return root
+    b.set(node, anchor(b, node, {o: o for o in node.operands}, node))
 
 
 # ------------------------------------------------------------------ convolutions
@@ -115,13 +122,13 @@ def inside_of(node: Any, anchor_node: Op, outer: Mapping[Op, Op]) -> Inside | No
     return None
 
 
-def _conv(b: Builder, node: Any, operands: Mapping[Op, Op], inside: Inside | None) -> Root:
+def _conv(b: Builder, node: Any, operands: Mapping[Op, Op], inside: Inside | None) -> Call:
     x, w = operands[node.x], operands[node.w]
     bias = None if node.bias is None else operands[node.bias]
     b.sizes.add((node.padding, node.x.shape))
     if not takes_inside(b, node, operands):
         slots = b.reads(x, w, *([bias] if bias is not None else []))
-        return _emit(b, node, f"torch.{node.name}", _plain_conv(node, slots), slots)
+        return Call(f"torch.{node.name}", slots, _plain_conv(node, slots))
     values = [x] + ([bias] if bias is not None else [])
     if inside and inside.other is not None:
         values.append(inside.other)
@@ -129,7 +136,7 @@ def _conv(b: Builder, node: Any, operands: Mapping[Op, Op], inside: Inside | Non
     weight = b.derived(w, "reordered", _reorder(node))
     note = f"with {inside.node.name}" if inside else ""
     build = _mkldnn_conv(node, slots, weight, bias is not None, inside)
-    return _emit(b, node, "mkldnn._convolution_pointwise", build, slots, note=note)
+    return Call("mkldnn._convolution_pointwise", slots, build, note=note)
 
 
 def _plain_conv(node: Any, slots: Sequence[int]) -> Build:
@@ -188,7 +195,7 @@ def _mkldnn_conv(
 # ------------------------------------------------------------------ products
 
 
-def _linear(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Root:
+def _linear(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Call:
     slots = b.reads(*(operands[o] for o in (node.x, node.w, node.bias) if o is not None))
 
     def build(frame: Frame) -> Callable[[], torch.Tensor]:
@@ -196,20 +203,20 @@ def _linear(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Root:
         x, w, bias = (*slots, frame.nothing)[:3]
         return lambda: run(v[x], v[w], v[bias])
 
-    return _emit(b, node, "torch.linear", build, slots)
+    return Call("torch.linear", slots, build)
 
 
-def _matmul(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Root:
+def _matmul(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Call:
     slots = b.reads(operands[node.a], operands[node.b])
 
     def build(frame: Frame) -> Callable[[], torch.Tensor]:
         v, run, (a, c) = frame.values, torch.matmul, slots
         return lambda: run(v[a], v[c])
 
-    return _emit(b, node, "torch.matmul", build, slots)
+    return Call("torch.matmul", slots, build)
 
 
-def _attention(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Root:
+def _attention(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Call:
     given = [node.q, node.k, node.v] + ([node.mask] if node.mask is not None else [])
     slots = b.reads(*(operands[o] for o in given))
 
@@ -221,7 +228,7 @@ def _attention(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Root:
             v[q], v[k], v[value], v[mask], 0.0, causal, scale=scale, enable_gqa=gqa
         )
 
-    return _emit(b, node, "torch.scaled_dot_product_attention", build, slots, _heads_inside(node))
+    return Call("torch.scaled_dot_product_attention", slots, build, _heads_inside(node))
 
 
 def _heads_inside(node: Any) -> tuple[Any, ...]:

@@ -40,7 +40,8 @@ class Aten(Op):
         return self.of
 
     def reference(self, args: Any, kwargs: Any) -> Any:
-        return overload(self.target)(*map(_listed, args), **{k: _listed(v) for k, v in kwargs})
+        result = overload(self.target)(*map(_listed, args), **{k: _listed(v) for k, v in kwargs})
+        return () if result is None else result
 
     def cost(self) -> Cost:
         return Cost(0, self.bytes_moved())
