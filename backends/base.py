@@ -87,7 +87,7 @@ class Launch:
     def __str__(self) -> str:
         place = f"s{self.segment}" if self.segment is not None else ""
         line = f"{self.kind:<8}{place:<4}{self.result} = {self.call}({', '.join(self.operands)})"
-        remarks = [str(self.reason)] if self.reason else []
+        remarks = [str(self.reason)] if self.reason is not None else []
         remarks += [r for r in (self.note, self.node.where) if r]
         return f"{line}  # {'; '.join(remarks)}" if remarks else line
 

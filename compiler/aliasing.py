@@ -83,12 +83,46 @@ def undeclared_view(graph: torch.fx.Graph) -> torch.fx.Node | None:
     for before the export, which removes the dead code such writes become.
     """
     written = {storage_key(v) for node in graph.nodes for v in _written_values(node)} - {None}
-    for node in graph.nodes:
+    nodes = list(graph.nodes)
+    for position, node in enumerate(nodes):
         mine = {storage_key(v) for v in tensors_of(node)} & written
-        given = {storage_key(v) for source in node.all_input_nodes for v in tensors_of(source)}
-        if mine & given and not _declares_alias(node):
-            return node
+        shared = mine & _storages_read(node)
+        if shared and not _declares_alias(node):
+            # What was written before the view was made is in the value; only later writes get lost.
+            writers = [i for i, n in enumerate(nodes) if _writes(n) and shared & _storages_read(n)]
+            if not writers or max(writers) > position:
+                return node
     return None
+
+
+def _storages_read(node: torch.fx.Node) -> set[int | None]:
+    return {storage_key(v) for source in node.all_input_nodes for v in tensors_of(source)}
+
+
+_UPDATES_STATISTICS = ("batch_norm", "instance_norm")
+
+
+def _writes(node: torch.fx.Node) -> bool:
+    """True if a call may write an argument: by its schema, its name, or how it is called."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return bool(target._schema.is_mutable)
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    module = getattr(target, "__module__", "")
+    operator_in_place = module == "_operator" and name.startswith("i") and name not in _PURE_I
+    given = "out" in node.kwargs or bool(node.kwargs.get("inplace"))
+    known = node.op != "call_module" and (node.op == "call_method" or module.startswith(_TORCH))
+    if node.op in ("placeholder", "output", "get_attr"):
+        return False
+    return (
+        in_place or operator_in_place or given or not known or name == "setitem"
+        or name in _UPDATES_STATISTICS
+    )  # fmt: skip
+
+
+_PURE_I = ("invert", "inv", "index", "is_", "is_not", "itemgetter", "indexOf")
+_TORCH = ("torch", "_operator", "math")
 
 
 def _written_values(node: torch.fx.Node) -> list[torch.Tensor]:

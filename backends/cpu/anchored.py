@@ -13,7 +13,7 @@ from . import library
 from .builder import Builder
 from .library import ANCHORS, Inside
 from .memory import Root, whole
-from .movers import channels_split, pixels_split
+from .movers import channels_split, order_of, pixels_split
 from .pointwise import is_pointwise
 from .regions import Region, broadcast, check_body, layout_order
 
@@ -115,8 +115,8 @@ def _epilogue(
         shown = pixels_split(out, shuffle.factor)
         refs = {leaf: channels_split(ref, shuffle.factor) for leaf, ref in refs.items()}
     operands = tuple(Operand(r.dtype, r.strides) for r in (shown, *refs.values()))
-    order = list(range(len(shown.shape))) if shuffle else layout_order(done.tensor)
+    order = order_of(shown) if shuffle else layout_order(done.tensor)
     nest = Nest(shown.shape, operands).collapsed(order)
-    made = pointwise(nest, list(refs), rest, [result], kind="epilogue", comment=region.comment(b))
+    made = pointwise(nest, list(refs), rest, [result], comment=region.comment(b))
     b.kernel(made.kernel, node, [out], list(refs.values()), made.numbers)
     b.set(node, out)

@@ -51,7 +51,7 @@ def _group_norm(b: Builder, node: Any) -> None:
         y = normalised(
             p, p.nodes["x"], work, node.eps, True, p.nodes.get("weight"), p.nodes.get("bias")
         )
-        return [p.let(node.dtype, "{0}", y, work=0)]
+        return [y]
 
     order = list(range(len(space.shape)))
     if node.x.tensor.layout == channels_last:

@@ -176,9 +176,8 @@ def emit(p: Program, node: Any) -> Value:
             p.nodes[node.weight] if node.weight is not None else None,
             p.nodes[bias] if bias is not None else None,
         )  # fmt: skip
-    made = p.let(node.dtype, "{0}", made, work=0)
-    p.nodes[node] = made
-    return made
+    p.nodes[node] = p.cast(made, node.dtype)
+    return p.nodes[node]
 
 
 def _reduced(p: Program, node: Any, x: Value) -> Value:

@@ -11,6 +11,7 @@ neighbouring rows at once (`columns`), so that the innermost loop always walks m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -213,7 +214,10 @@ class _Writer:
             place = f"y{i}k{self.elements[i]}"
             lines.append(store(place, self.inner.operands[i].dtype, self._shown(v)))
         folds = [self._fold(v) for v in reductions]
+        text = "\n".join(lines)
         return {
+            "used": [n for n in self.names if re.search(rf"\b{n}k\b", text)],
+            "kept": [_buffer(v) for v in self.kept if f"s{v.name}[" in text],
             "before": [self._row_line(v) for v in before if v.kind != "reduce"],
             "results": [self._row_line(v) for v in before if v.kind == "reduce"],
             "lines": lines, "folds": folds,
@@ -301,10 +305,13 @@ class _Writer:
             numbers=list(self.numbers.text.values()), comment=self.comment, operands=operands,
             outer=[{"index": f"i{a}", "size": s} for a, s in enumerate(self.outer_sizes)],
             inner=self.inner_sizes, elements=elements, work=work, share=SHARE, lanes=LANES,
-            kept=[{"name": f"s{v.name}", "type": register(v.dtype)} for v in self.kept],
-            passes=passes,
+            kept=[_buffer(v) for v in self.kept], passes=passes,
         )  # fmt: skip
         return Made(made, tuple(self.numbers.values))
+
+
+def _buffer(v: Value) -> dict[str, str]:
+    return {"name": f"s{v.name}", "type": register(v.dtype)}
 
 
 __all__ = ["BOOL", "F32", "F64", "I64", "Program", "Value", "row_kernel"]

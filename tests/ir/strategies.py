@@ -74,12 +74,42 @@ MOST = {"N": 3, "L": 7, "H": 9, "W": 9, "s": 4}
 
 @dataclass(frozen=True)
 class Fact:
-    """What is known of a value: about its largest element; whether every implementation gives the
-    same bits, because it is only moved, compared or counted; whether its integers number rows."""
+    """What is known of a value: about its largest element; whether its integers number rows."""
 
     bound: float = 1.0
-    exact: bool = False
     rows: bool = False
+
+
+MOVES = {
+    "reshape", "permute", "expand", "slice", "to_layout", "copy", "cat", "pad", "flip", "item",
+    "pixel_shuffle", "pixel_unshuffle", "embedding", "arange", "full", "cast",
+    "aten.roll.default", "aten.stack.default", "aten.split_with_sizes.default", "aten.topk.default",
+}  # fmt: skip
+PICKS = {"neg", "abs", "relu", "maximum", "minimum", "where", "clamp", "amax", "amin", "max_pool2d"}
+STEPS = ("floor", "ceil", "trunc", "round", "sign")
+JUMPS = {
+    *STEPS, "eq", "ne", "lt", "le", "gt", "ge", "div_floor", "div_trunc", "remainder", "fmod",
+    "isnan", "isinf", "logical_not", "logical_and", "logical_or", "logical_xor", "any", "all",
+}  # fmt: skip
+
+
+def is_exact(node: Op, exact: dict[Op, bool]) -> bool:
+    """Whether every implementation gives the same bits: what is only moved, compared or counted.
+
+    exact: what is known already; grows.
+    """
+    if node not in exact:
+        name = getattr(node, "target", node.name)
+        same = name in MOVES | PICKS | JUMPS or isinstance(node, (Input, Weight))
+        if isinstance(node, Fused):
+            exact |= zip(node.body.inputs, [is_exact(x, exact) for x in node.xs])
+            same = all([is_exact(n, exact) for n in node.body.nodes])
+        elif name == "mul" and isinstance(node.b, float):
+            same = math.frexp(abs(node.b))[0] == 0.5  # a power of two
+        elif isinstance(node.type, Tensor) and not node.dtype.is_float:
+            same = True
+        exact[node] = all([is_exact(o, exact) for o in node.operands]) and same
+    return exact[node]
 
 
 class Builder:
@@ -91,6 +121,7 @@ class Builder:
         self.floats = tuple(d for d in dtypes if d.is_float)
         self.inputs: list[Input] = []
         self.facts: dict[Op, Fact] = {}
+        self.exacts: dict[Op, bool] = {}
         self.used: set[Op] = set()
         self.seeds = seed
         self.depth = 0
@@ -113,25 +144,23 @@ class Builder:
 
     # -------------------------------------------------------------- adding
 
-    def add(self, node: Op, bound: float = 1.0, exact: bool = False, rows: bool = False) -> Op:
+    def add(self, node: Op, bound: float = 1.0, rows: bool = False) -> Op:
         """Keep a value; scale it down where it could grow too large."""
         self.used.update(node.operands)
         if isinstance(node.type, Tensor):
             if node.dtype.is_float and bound > LIMIT:
-                node = op.mul(node, 2.0 ** -math.ceil(math.log2(bound / 2)))
-                bound, exact = 2.0, False
+                node, bound = op.mul(node, 2.0 ** -math.ceil(math.log2(bound / 2))), 2.0
             if node.dtype.kind == "int" and bound > 1000:
                 node, bound = op.remainder(node, 7), 7
-            exact = exact or node.dtype.kind != "float"
-        self.facts[node] = Fact(bound, exact, rows)
+        self.facts[node] = Fact(bound, rows)
         return node
 
     def input(self, key: str, t: Tensor | Number) -> Input:
         node = Input(key, t)
         self.inputs.append(node)
         if isinstance(t, Tensor):
-            bound = ROWS if t.dtype.kind == "int" else 1.0
-            self.facts[node] = Fact(bound, exact=True, rows=t.dtype.kind == "int")
+            rows = t.dtype.kind == "int"
+            self.facts[node] = Fact(ROWS if rows else 1.0, rows)
         return node
 
     def weight(self, shape: Sequence[int], dtype: DType, scale: float = 1.0, low: float = -1) -> Op:
@@ -140,7 +169,7 @@ class Builder:
         generator = torch.Generator().manual_seed(self.seeds)
         data = torch.rand(tuple(shape), generator=generator) * (1 - low) + low
         node = Weight.holding(f"w.{self.seeds}", (data * scale).to(dtype.torch))
-        self.facts[node] = Fact(scale, exact=True)
+        self.facts[node] = Fact(scale)
         return node
 
     # -------------------------------------------------------------- asking
@@ -156,7 +185,7 @@ class Builder:
         return max(self.facts[v].bound if isinstance(v, Op) else abs(v) for v in values)
 
     def exact(self, *values: Any) -> bool:
-        return all(self.facts[v].exact for v in values if isinstance(v, Op))
+        return all(is_exact(v, self.exacts) for v in values if isinstance(v, Op))
 
     def sizes(self) -> list[Dim]:
         """Numbers of the call that can stand for sizes."""
@@ -177,11 +206,6 @@ def is_bool(x: Op) -> bool:
 
 def rank(*ranks: int) -> Callable[[Op], bool]:
     return lambda x: len(x.shape) in ranks
-
-
-def known(*axes: int) -> Callable[[Op], bool]:
-    """Sizes of these dimensions are numbers."""
-    return lambda x: all(isinstance(x.shape[a], int) for a in axes)
 
 
 def broadcasts(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> bool:
@@ -213,7 +237,6 @@ SMOOTH = {
 EXPONENTIAL = ("exp", "exp2", "expm1", "sinh", "cosh")
 POSITIVE = ("log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "acosh")
 NARROW = ("asin", "acos", "atanh", "tan")
-STEPS = ("floor", "ceil", "trunc", "round", "sign")
 
 
 @family("pointwise", 6)
@@ -229,10 +252,7 @@ def smooth(b: Builder) -> Any:
                 "elu": {"alpha": 0.5},
                 "softplus": {"beta": 2.0},
             }[name]
-        exact = name in ("neg", "abs", "relu") and b.exact(x)
-        return b.add(
-            getattr(op, name)(x, **options), max(1.0, b.bound(x)) ** SMOOTH[name] * 1.6, exact
-        )
+        return b.add(getattr(op, name)(x, **options), max(1.0, b.bound(x)) ** SMOOTH[name] * 1.6)
 
 
 @family("pointwise", 3)
@@ -285,11 +305,11 @@ def arithmetic(b: Builder) -> Any:
         return b.add(op.lerp(x, y, b.choice([0.25, 0.5])), large)
     elif name == "clamp":
         low, high = b.choice([(-0.5, 0.5), (None, 1.0), (0, None), (-1, 6)])
-        return b.add(op.clamp(x, low, high), max(large, 6.0), b.exact(x))
+        return b.add(op.clamp(x, low, high), max(large, 6.0))
     swapped = name in ("add", "sub", "mul", "maximum", "minimum") and b.flag()
     node = getattr(op, name)(y, x) if swapped else getattr(op, name)(x, y)
     grown = {"mul": large * large, "add": 2 * large, "sub": 2 * large}.get(name, max(large, 2.0))
-    return b.add(node, grown, name in ("maximum", "minimum") and b.exact(x, y))
+    return b.add(node, grown)
 
 
 @family("pointwise", 3)
@@ -300,10 +320,10 @@ def steps(b: Builder) -> Any:
     match b.choice(["step", "step", "divide", "compare", "compare", "test", "cast"]):
         case "step":
             scaled = op.mul(x, 4.0)  # by a power of two: no rounding
-            return b.add(getattr(op, b.choice(STEPS))(scaled), 4 * b.bound(x), True)
+            return b.add(getattr(op, b.choice(STEPS))(scaled), 4 * b.bound(x))
         case "divide":
             made = getattr(op, b.choice(["div_floor", "div_trunc", "remainder", "fmod"]))
-            return b.add(made(x, 0.25), 4 * b.bound(x), True)
+            return b.add(made(x, 0.25), 4 * b.bound(x))
         case "compare":
             y = b.pick(is_float, b.exact, lambda y: broadcasts(x.shape, y.shape))
             made = getattr(op, b.choice(["eq", "ne", "lt", "le", "gt", "ge"]))
@@ -354,15 +374,14 @@ def select(b: Builder) -> Any:
     x = b.pick(is_float, lambda y: broadcasts(cond.shape, y.shape))
     y: Any = other(b, x, is_float, lambda y: broadcasts(cond.shape, y.shape)) if x else None
     if x is not None and y is not None:
-        exact = b.exact(x, y) and (not isinstance(y, Op) or y.dtype == x.dtype)
-        return b.add(op.where(cond, x, y), size_of(b, x, y), exact)
+        return b.add(op.where(cond, x, y), size_of(b, x, y))
 
 
 @family("pointwise")
 def casts(b: Builder) -> Any:
     if (x := b.pick()) is not None:
         to = b.choice(b.floats)
-        return b.add(op.cast(x, to), b.bound(x), b.exact(x))
+        return b.add(op.cast(x, to), b.bound(x))
 
 
 @family("reduce", 3)
@@ -381,7 +400,7 @@ def reduction(b: Builder) -> Any:
         near_one = op.add(op.mul(op.tanh(x), 0.25), 1.0)
         return b.add(op.prod(near_one, dims, keepdim), 1.25 ** min(count, 20))
     grown = b.bound(x) * (math.sqrt(count) if name == "sum" else 1)
-    return b.add(getattr(op, name)(x, dims, keepdim), grown, name[:2] == "am" and b.exact(x))
+    return b.add(getattr(op, name)(x, dims, keepdim), grown)
 
 
 @family("reduce")
@@ -449,7 +468,6 @@ def norm(b: Builder) -> Any:
         return b.weight((n,), x.dtype, low=low) if b.flag() else None  # type: ignore[arg-type]
 
     if name in ("layer_norm", "rms_norm") and isinstance(last, int):
-        x = op.mul(x, 1.0)  # not a row of equal numbers made by expand: see `tolerances`
         extra = {"bias": vector(last)} if name == "layer_norm" else {}
         return b.add(getattr(op, name)(x, vector(last), **extra, eps=eps), 3.0)
     if name == "group_norm" and isinstance(channels, int) and len(x.shape) > 2:
@@ -500,17 +518,16 @@ def image(b: Builder) -> Any:
             made = getattr(op, b.choice(["max_pool2d", "avg_pool2d"]))
             stride, pad = b.choice([(1, 1), (2, 2), (2, 1)]), b.choice([(0, 0), (1, 1)])
             ceil = isinstance(h, int) and isinstance(w, int) and b.flag()
-            exact = made is op.max_pool2d and b.exact(x)
-            return b.add(made(x, (2, 2), stride, pad, ceil_mode=ceil), b.bound(x), exact)
+            return b.add(made(x, (2, 2), stride, pad, ceil_mode=ceil), b.bound(x))
         case "resize":
             size = b.choice([(dim(2 * h), dim(2 * w)), (5, 7), (h, w)])
             mode = b.choice(["nearest", "nearest-exact", "bilinear", "bicubic"])
             aligned = mode.startswith("bi") and b.flag()
             return b.add(op.interpolate(x, size, mode, aligned), 2 * b.bound(x))
         case "shuffle" if isinstance(x.shape[1], int) and x.shape[1] % 4 == 0:
-            return b.add(op.pixel_shuffle(x, 2), b.bound(x), b.exact(x))
+            return b.add(op.pixel_shuffle(x, 2), b.bound(x))
     if isinstance(h, int) and isinstance(w, int) and not h % 2 and not w % 2:
-        return b.add(op.pixel_unshuffle(x, 2), b.bound(x), b.exact(x))
+        return b.add(op.pixel_unshuffle(x, 2), b.bound(x))
 
 
 @family("moves", 8)
@@ -519,7 +536,7 @@ def move(b: Builder) -> Any:
         return None
     node = _moved(b, x, len(x.shape), b.choice(range(len(x.shape))))
     if node is not None:
-        return b.add(node, b.bound(x), b.exact(x), b.fact(x).rows)
+        return b.add(node, b.bound(x), b.fact(x).rows)
 
 
 def _moved(b: Builder, x: Op, n: int, axis: int) -> Op | None:
@@ -569,7 +586,7 @@ def cat(b: Builder) -> Any:
 
     xs = [x, *(b.pick(fits) for _ in range(b.choice([1, 1, 2])))]
     rows = all(b.fact(v).rows for v in xs)
-    return b.add(op.cat(tuple(xs), axis), b.bound(*xs), b.exact(*xs), rows)
+    return b.add(op.cat(tuple(xs), axis), b.bound(*xs), rows)
 
 
 @family("made", 2)
@@ -578,13 +595,13 @@ def made(b: Builder) -> Any:
     match b.choice(["arange", "full", "embedding", "embedding"]):
         case "arange":
             dtype = b.choice([*b.floats, *(d for d in b.dtypes if d is i64)])
-            return b.add(op.arange(size, dtype, 1, 2), 9, True)
+            return b.add(op.arange(size, dtype, 1, 2), 9)
         case "full":
             value = b.choice([0.5, *b.sizes()])
-            return b.add(op.full((size, 1), value, b.choice(b.floats)), 4, True)
+            return b.add(op.full((size, 1), value, b.choice(b.floats)), 4)
     ids = b.pick(is_int, lambda x: b.fact(x).rows, rank(0, 1, 2, 3))
     if ids is not None:
-        return b.add(op.embedding(b.weight((ROWS, 4), b.choice(b.floats)), ids), 1.0, True)
+        return b.add(op.embedding(b.weight((ROWS, 4), b.choice(b.floats)), ids))
 
 
 @family("generic", 2)
@@ -598,20 +615,18 @@ def generic(b: Builder) -> Any:
             node = Aten("aten.cumsum.default", (x, -1), (), of=t)
             return b.add(node, b.bound(x) * math.sqrt(n) * 2)
         case "roll":
-            return b.add(
-                Aten("aten.roll.default", (x, (1,), (-1,)), (), of=t), b.bound(x), b.exact(x)
-            )
+            return b.add(Aten("aten.roll.default", (x, (1,), (-1,)), (), of=t), b.bound(x))
         case "topk":
             two = t.with_(shape=(*t.shape[:-1], 1))
             node = Aten("aten.topk.default", (x, 1), (), of=(two, two.with_(dtype=i64)))
-            return b.add(Item(node, 0), b.bound(x), b.exact(x))
+            return b.add(Item(node, 0), b.bound(x))
         case "split" if n > 1:
             parts = tuple(t.with_(shape=(*t.shape[:-1], s)) for s in (1, n - 1))
             node = Aten("aten.split_with_sizes.default", (x, (1, n - 1), -1), (), of=parts)
-            return [b.add(Item(node, i), b.bound(x), b.exact(x)) for i in (1, 0)]
+            return [b.add(Item(node, i), b.bound(x)) for i in (1, 0)]
         case "stack" if len(x.shape) < 4:
             of = t.with_(shape=(2, *t.shape))
-            return b.add(Aten("aten.stack.default", ((x, x),), (), of=of), b.bound(x), b.exact(x))
+            return b.add(Aten("aten.stack.default", ((x, x),), (), of=of), b.bound(x))
 
 
 @family("regions", 3)
@@ -623,7 +638,8 @@ def fused(b: Builder) -> Any:
     inner = Builder(0, b.dtypes, b.symbolic)
     inner.random, inner.depth = b.random, b.depth + 1
     for i, x in enumerate(xs):
-        inner.facts[Input(f"p{i}", x.tensor)] = b.fact(x)
+        inner.facts[p := Input(f"p{i}", x.tensor)] = b.fact(x)
+        inner.exacts[p] = b.exact(x)
     params = tuple(inner.facts)
     for _ in range(b.choice([2, 3, 4])):
         inner.choice([*FAMILIES["pointwise"], fused])(inner)
@@ -744,11 +760,6 @@ def cases(draw: Any, **options: Any) -> tuple[Graph, list[Any]]:
 
 # ------------------------------------------------------------------ how far results may differ
 
-JUMPS = {
-    *STEPS, "eq", "ne", "lt", "le", "gt", "ge", "div_floor", "div_trunc", "remainder", "fmod",
-    "isnan", "isinf", "logical_not", "logical_and", "logical_or", "logical_xor", "any", "all",
-}  # fmt: skip
-
 
 def tolerances(graph: Graph, inputs: Sequence[Any], runs: int = 2, slack: float = 8) -> list[float]:
     """For each output, how far a right implementation may be from the interpreter.
@@ -756,11 +767,14 @@ def tolerances(graph: Graph, inputs: Sequence[Any], runs: int = 2, slack: float 
     Measured: the graph is run with every float changed by up to one unit in its last place wherever
     it is read, and the largest change of an output, times slack, is allowed. 0 for integers.
     """
-    want = _noisy(graph, inputs, None, {})
+    exact: dict[Op, bool] = {}
+    want = _noisy(graph, inputs, None, {}, exact)
     found = [4 * _unit(w) * float(w.abs().max()) if _inexact(w) else 0.0 for w in want]
     for seed in range(runs):
         noise = torch.Generator().manual_seed(seed)
-        for i, (got, w) in enumerate(zip(_noisy(graph, inputs, noise, {}), want, strict=True)):
+        for i, (got, w) in enumerate(
+            zip(_noisy(graph, inputs, noise, {}, exact), want, strict=True)
+        ):
             if _inexact(w):
                 change = (got.double() - w.double()).abs().nan_to_num(0.0, 0.0, 0.0)
                 found[i] = max(found[i], slack * float(change.max()))
@@ -776,9 +790,13 @@ def _unit(value: torch.Tensor) -> float:
 
 
 def _noisy(
-    graph: Graph, inputs: Sequence[Any], noise: torch.Generator | None, env: dict[Any, Any]
+    graph: Graph,
+    inputs: Sequence[Any],
+    noise: torch.Generator | None,
+    env: dict[Any, Any],
+    exact: dict[Op, bool],
 ) -> list[Any]:
-    """The interpreter, with every float shaken where it is read."""
+    """The interpreter, with every float shaken where it is read, unless the bits stay the same."""
     env = bind_symbols(graph, inputs, env)
     values: dict[Op, Any] = dict(zip(graph.inputs, inputs, strict=True))
 
@@ -789,13 +807,14 @@ def _noisy(
         return torch.addcmul(value.double(), value.double(), step.double()).to(value.dtype)
 
     for node in graph.nodes:
-        jumps = node.name in JUMPS or (node.name == "cast" and not node.dtype.is_float)
-        seen = {o: values[o] if jumps or node.view else shaken(values[o]) for o in node.operands}
         if isinstance(node, Fused):
-            results = _noisy(node.body, [seen[x] for x in node.xs], noise, env)
+            is_exact(node, exact)
+            results = _noisy(node.body, [values[x] for x in node.xs], noise, env, exact)
             values[node] = tuple(results) if len(results) > 1 else results[0]
+        elif is_exact(node, exact) or node.view:
+            values[node] = run_node(node, values, env)
         else:
-            values[node] = run_node(node, seen, env)
+            values[node] = run_node(node, {o: shaken(values[o]) for o in node.operands}, env)
     return [values[o] for o in graph.outputs]
 
 

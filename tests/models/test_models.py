@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
     reason="needs transformers and diffusers",
 )
 TOLERANCE = 1e-4  # relative L2: float32 sums in another order give 1e-7 to 1e-5 at this depth
-QUICK = {"gpt2", "rlfn", "diffusion-mnist-dit"}
+QUICK = {"bert", "rlfn", "diffusion-mnist-dit"}
 """Compiled in a few seconds; the others are slow tests."""
 
 
@@ -64,6 +64,7 @@ def test_every_node_has_a_kernel(name):
     assert_one_graph_taken(fast)
 
 
+@pytest.mark.timeout(900)  # the largest has 30 layers and half a gigabyte of weights
 @pytest.mark.parametrize("name", marked(zoo.DATA))
 def test_trained_networks_give_the_golden_output(shared_data, name):
     network, folder = zoo.network(name), shared_data / name
