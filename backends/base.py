@@ -16,7 +16,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
@@ -169,9 +169,7 @@ class Backend(ABC):
         """yes, or no(reason, at=node): would a kernel or a library routine of ours take it?"""
 
     @abstractmethod
-    def compile(
-        self, graph: Graph, options: Any = None
-    ) -> Executable:
+    def compile(self, graph: Graph, options: Any = None) -> Executable:
         """Plan and build everything that needs no weights."""
 
 
@@ -195,7 +193,7 @@ def register_backend(cls: type[Backend]) -> type[Backend]:
     return cls
 
 
-@lru_cache(maxsize=None)
+@cache
 def _plugins() -> dict[str, Any]:
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 

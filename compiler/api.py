@@ -76,9 +76,13 @@ class _Ahead:
     """A whole compiled graph with the calling convention of the model it came from."""
 
     def __init__(
-        self, run: CompiledGraph | HandedOver, record: Record, program: torch.export.ExportedProgram
+        self,
+        run: CompiledGraph | HandedOver,
+        record: Record,
+        program: torch.export.ExportedProgram,
+        names: list[str],
     ) -> None:
-        self.run, self.record = run, record
+        self.run, self.record, self.names = run, record, names
         self.in_spec = program.call_spec.in_spec
         self.out_spec = program.call_spec.out_spec
 
@@ -90,9 +94,8 @@ class _Ahead:
 
     def _reordered(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
         """Keyword arguments in the order of the example call."""
-        names = self.in_spec.children_specs[1].context or []
-        if sorted(names) == sorted(kwargs):
-            flat, spec = pytree.tree_flatten((args, {n: kwargs[n] for n in names}))
+        if sorted(self.names) == sorted(kwargs):
+            flat, spec = pytree.tree_flatten((args, {n: kwargs[n] for n in self.names}))
             if spec == self.in_spec:
                 return flat, spec
         raise InputError(
@@ -121,7 +124,7 @@ def _ahead(
     if isinstance(made, Refusal):
         record.refusal = made
         made = HandedOver(original, record)
-    return _Ahead(made, record, program)
+    return _Ahead(made, record, program, list(kwargs))
 
 
 def _export(
@@ -142,6 +145,8 @@ class CompiledModule(nn.Module):
 
     In training mode, or where a gradient is asked for, the model itself runs.
     """
+
+    _lazy: Callable[..., Any] | None
 
     def __init__(
         self, module: nn.Module, ahead: _Ahead | None, lazy: Callable[..., Any] | None

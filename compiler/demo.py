@@ -57,8 +57,12 @@ def main(image: str | None = None, weights: str | None = None, out: str = "out")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     net = load_rlfn(weights or _weights()).eval()
-    original = None if image else DEMO.load()
-    small = load_image(image) if original is None else downscale(original)
+    original: Tensor | None = None
+    if image:
+        small = load_image(image)
+    else:
+        original = DEMO.load()
+        small = downscale(original)
     title = f"{image or DEMO.name}: {small.shape[-1]} x {small.shape[-2]}, enlarged 4 times"
     console.print(
         f"[bold]{title}[/], {sum(p.numel() for p in net.parameters()):,} parameters, "

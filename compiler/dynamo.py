@@ -7,7 +7,7 @@ would run it, or through Inductor with `fallback="inductor"`; the refusal is in 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._guards import CompileContext
@@ -61,7 +61,7 @@ def _refused(
     if options.fallback == "inductor":
         from torch._inductor.compile_fx import compile_fx
 
-        run = compile_fx(gm, list(example_inputs))
+        run = cast("Callable[..., Any]", compile_fx(gm, list(example_inputs)))
     return HandedOver(run, record)
 
 

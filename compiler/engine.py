@@ -13,7 +13,7 @@ from typing import Any
 import sympy
 import torch
 
-import effc.aten_table  # noqa: F401  (registers the converters)
+import effc.aten  # noqa: F401  (registers the converters)
 from effc.aliasing import ArgumentView
 from effc.backends import find_backend
 from effc.capture import Captured, Refusal, overlapping
@@ -142,15 +142,15 @@ class CompiledGraph:
         self._lock = threading.Lock()
         graph = imported.graph
         used = {w.key for w in graph.weights}
-        self._weights = [
+        self._weights: list[tuple[str, int | None, Any]] = [
             (given.name, given.position, given.tensor)
             for given in captured.inputs
             if given.kind == "weight" and given.name in used
         ]
-        self._inputs = [
+        self._inputs: list[tuple[int | None, Any]] = [
             (captured.inputs[i].position, captured.inputs[i].tensor) for i in imported.arguments
         ]
-        self._copies = [
+        self._copies: list[tuple[int | None, Any, Any]] = [
             (captured.inputs[o.mutates].position, captured.inputs[o.mutates].tensor, result)
             for o, result in zip(captured.outputs, imported.results)
             if o.mutates is not None
@@ -281,12 +281,12 @@ def _strides(value: Any) -> tuple[Any, ...] | None:
 
 def _restride(value: torch.Tensor, strides: tuple[Any, ...], env: Any) -> torch.Tensor:
     """The value with eager's strides: code after it (`.view`, ...) finds what it expects."""
-    want = evaluate(strides, env) if env is not None else strides
+    want: Any = evaluate(strides, env) if env is not None else strides
     if value.stride() == want or value.numel() < 2:
         return value
     if all(a == b for a, b, n in zip(value.stride(), want, value.shape) if n != 1):
         return value
-    made = torch.empty_strided(value.shape, want, dtype=value.dtype, device=value.device)  # type: ignore[arg-type]
+    made = torch.empty_strided(value.shape, want, dtype=value.dtype, device=value.device)
     return made.copy_(value)
 
 

@@ -42,6 +42,8 @@ def records_of(compiled: Any) -> tuple[list[Record], list[str]]:
     records: list[Record] = list(getattr(compiled, "_effc_records", ()))
     if records:
         return records, []
+    if getattr(compiled, "_lazy", None) is not None:  # effc.compile without an example
+        return records_of(compiled._lazy)
     name, backends = _name(compiled), list(_backends(compiled))
     if not backends:
         raise InputError(

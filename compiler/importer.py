@@ -1,7 +1,7 @@
 """Captured ATen -> IR: one declared op for each operator that has one, a generic `aten` op else.
 
 Numbers that torch knows symbolically become sizes in attributes, so the graph holds tensors only.
-`compiler/aten_table.py` says which operator becomes which op; other packages add theirs by
+`compiler/aten/` says which operator becomes which op; other packages add theirs by
 `@converts("my.operator.default")`. What a converter gives is compared with the shape and element
 type torch traced; on a difference the operator is kept whole, and the reason kept for the report.
 """
@@ -175,6 +175,8 @@ class _Importer:
         made, why = self.convert(Call(target, val, node), node.target, args, kwargs)
         if why is not None:
             of = self.type(val)
+            if isinstance(of, tuple) and any(isinstance(t, tuple) and t for t in of):
+                raise Unimportable(f"{target} gives a list inside its results", where.source)
             made = Aten(target, args, tuple(kwargs.items()), of=of)
             self.kept[made] = why
         for value in made if isinstance(made, tuple) else (made,):

@@ -18,7 +18,7 @@ from .symbols import dim_text, evaluate
 from .types import Number, Tensor, Type
 
 Observer = Callable[[Op, Any], None]
-_NUMBERS = {True: (int, torch.SymInt), False: (int, float, torch.SymInt, torch.SymFloat)}
+_INT, _FLOAT = (int, torch.SymInt), (int, float, torch.SymInt, torch.SymFloat)
 
 
 def interpret(
@@ -72,11 +72,11 @@ def bind_symbols(
     """Numbers behind the graph's symbols, read off the inputs. Raises InputError on a misfit."""
     if len(inputs) != len(graph.inputs):
         raise InputError(f"{graph.name} takes {len(graph.inputs)} inputs, got {len(inputs)}")
-    found: dict[sympy.Symbol, int | float] = dict(env or {})
+    found: dict[sympy.Symbol, Any] = dict(env or {})
     for node, value in zip(graph.inputs, inputs, strict=True):
         t = node.of
         if isinstance(t, Number):
-            if not isinstance(value, _NUMBERS[t.integer]) or isinstance(value, bool):
+            if isinstance(value, bool) or not isinstance(value, _INT if t.integer else _FLOAT):
                 raise InputError(f"input {node.key} must be a {t}, got {value!r}")
             found[node.symbol] = value
         elif isinstance(t, Tensor):

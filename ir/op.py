@@ -241,7 +241,7 @@ def op(name: str) -> Callable[[C], C]:
             raise OpError(f"op {name!r} is already declared by {OPS[name].__module__}")
         if not name.isidentifier():
             raise OpError(f"op name {name!r} is not an identifier")
-        made = dataclass(frozen=True, eq=False, repr=False)(cls)
+        made: Any = dataclass(frozen=True, eq=False, repr=False)(cls)
         made.name = name
         made.fields = tuple(_fields(made))
         OPS[name] = made

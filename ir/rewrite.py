@@ -475,7 +475,7 @@ class Engine:
             return None  # another rewrite of this sweep took part of it; the next sweep looks again
         if matched:
             answer = self._single_use(rule, m) and self._check(graph, rule, m)
-        if not answer:
+        if isinstance(answer, No):
             depth = m.depth if matched else m.farthest
             stats.missed(NearMiss(rule.name, graph, node, depth, matched, answer))
         stats.seconds += time.perf_counter() - start

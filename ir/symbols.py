@@ -10,7 +10,7 @@ import ast
 import operator
 from collections.abc import Mapping
 from functools import cache, lru_cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -131,7 +131,7 @@ def _expression_text(value: sympy.Basic) -> str:
     return _PythonPrinter().doprint(value)
 
 
-_BINARY = {
+_BINARY: dict[type, Any] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -142,7 +142,7 @@ _BINARY = {
     ast.BitAnd: sympy.And,
     ast.BitOr: sympy.Or,
 }
-_RELATION = {
+_RELATION: dict[type, Any] = {
     ast.Eq: sympy.Eq, ast.NotEq: sympy.Ne, ast.Lt: sympy.Lt,
     ast.LtE: sympy.Le, ast.Gt: sympy.Gt, ast.GtE: sympy.Ge,
 }  # fmt: skip

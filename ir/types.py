@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import sympy
 import torch
@@ -37,7 +37,7 @@ class DType:
         return self.kind == "float"
 
     @staticmethod
-    def of(dtype: torch.dtype) -> DType:
+    def of(dtype: Any) -> DType:
         """Our name for a torch dtype; KeyError when there is none."""
         return _FROM_TORCH[dtype]
 

@@ -103,7 +103,8 @@ def test_pyproject_lists_every_package() -> None:
 def folder_of(package: str) -> Path:
     top, *rest = package.split(".")
     assert top == "effc"
-    return ROOT.joinpath(*rest) if rest and package != "effc" else ROOT / "compiler"
+    room = ROOT if f"effc.{rest[0] if rest else ''}" in ROOMS else ROOT / "compiler"
+    return room.joinpath(*rest)
 
 
 def test_tests_lie_where_their_subject_does() -> None:

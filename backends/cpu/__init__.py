@@ -9,7 +9,7 @@ from typing import Any
 from effc.codegen import cpp
 from effc.codegen.build import BuildError, Unit, build_many
 from effc.codegen.cpp.kernel import unit
-from effc.codegen.toolchain import MissingToolchain, find_toolchain
+from effc.codegen.toolchain import MissingToolchain, Toolchain, find_toolchain
 from effc.ir import Graph, No, Op, no
 from effc.ir.rewrite import Answer
 
@@ -68,9 +68,9 @@ def build(plan: Plan, options: Options) -> Program:
     units = [Unit(RUNNER.read_text(), "runner")]
     units += [Unit(unit(group), group[0].name) for group in groups]
     toolchain, cpu = find_toolchain(), detect()
-    flags = cpu.flags(toolchain or None) if isinstance(cpu, CpuFeatures) else ()
+    known = toolchain if isinstance(toolchain, Toolchain) else None
+    flags = cpu.flags(known) if isinstance(cpu, CpuFeatures) else ()
     program.runner, *libraries = build_many(units, flags=flags, toolchain=toolchain)
     for group, library in zip(groups, libraries, strict=True):
         program.owner.update((k.name, library) for k in group)
     return program
-

@@ -23,56 +23,9 @@ from ..base import Launch
 from .aliases import alias_root, consumers
 from .memory import Ref, Root, expanded, permuted, reshaped, sliced, whole
 from .sizes import Sizes
+from .steps import Held, HostCall, KernelCall, Make, Packed, Window
 
 VIEWS = ("reshape", "permute", "expand", "slice")
-Make = Callable[[Any], Callable[[], None]]  # frame -> a step of a call
-
-
-@dataclass(eq=False)
-class KernelCall:
-    """One kernel on pointers into roots, with sizes, strides and scalars as integers."""
-
-    kernel: Kernel
-    refs: tuple[Ref, ...]
-    numbers: tuple[Dim, ...]
-    launch: Launch
-
-
-@dataclass(eq=False)
-class HostCall:
-    """A torch routine on the values of a call; `reads` are their slots."""
-
-    make: Make
-    reads: tuple[int, ...]
-    launch: Launch
-
-
-@dataclass(eq=False)
-class Held:
-    """A value of the graph while the plan is built."""
-
-    node: Op
-    root: Root
-    ref: Ref | None = None  # how kernels read it; None: not as a view of the root
-    view_of: Held | None = None
-    slot: int = -1  # of its torch tensor
-
-
-@dataclass(frozen=True)
-class Window:
-    """A torch tensor over a part of the arena, made once for each frame."""
-
-    slot: int
-    ref: Ref
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Something made of a constant when weights are bound: a weight in a library's own order."""
-
-    slot: int
-    source: Root
-    make: Callable[[Any], Any]
 
 
 @dataclass(eq=False)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from effc.ir import Input, InputError, Number, bind_symbols, interpret
+from effc.ir import InputError, Number, bind_symbols, interpret
 from effc.ir.interpret import run_node
 
 from ..base import Bound, Executable, weight_values
+from .binding import Binder
 from .frame import Frame
-from .memory import aligned, assign
 from .plan import Plan, Program
-from .sizes import has_symbols
+from .sizes import Numbers
+from .steps import HostCall
 
 KEPT = 16  # idle frames; each holds an arena
 
@@ -29,7 +29,7 @@ class CpuExecutable(Executable):
         plan.numbered  # noqa: B018  numbers the roots
         self.launches = plan.launches
         self.kernels = {k.name: k.source for k in plan.kernels.values()}
-        self.memory = _arena_bytes(plan)
+        self.memory = plan.arena.nbytes
 
     def bind(self, weights: Mapping[str, torch.Tensor] | None = None) -> Bound:
         if self.program is None:
@@ -37,96 +37,81 @@ class CpuExecutable(Executable):
         return CpuBound(self.program, weights)
 
 
-def _arena_bytes(plan: Plan) -> int | None:
-    ours = [r for r in plan.roots if r.kind == "arena"]
-    if has_symbols([r.nbytes for r in ours]):
-        return None
-    sizes = [aligned(r.nbytes) for r in ours]  # type: ignore[arg-type]
-    return assign(sizes, [(r.first, r.last) for r in ours])[1]
-
-
 class CpuBound(Bound):
     """A plan with its weights."""
 
     def __init__(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
         self.program, self.plan = program, program.plan
-        graph = self.plan.graph
         self.constants = _constants(self.plan, weights)
         self.packed = {p.slot: p.make(self.constants[p.source]) for p in self.plan.packed}
         self._weights = dict(weights or {})
-        self._tensors = [isinstance(i.of, Number) is False for i in graph.inputs]
-        self._dtypes = [None if isinstance(i.of, Number) else i.of.dtype.torch for i in graph.inputs]
-        self._all_tensors = all(self._tensors)
-        self._idle: OrderedDict[Any, list[Frame]] = OrderedDict()
-        self._count = 0
+        self._numbers = [isinstance(i.of, Number) for i in self.plan.graph.inputs]
+        self._no_numbers = not any(self._numbers)
+        self._hosted = any(isinstance(s, HostCall) for s in self.plan.steps)
+        self._bind = Binder(self.plan.graph)
+        self._idle: dict[Any, list[Any]] = {}
+        self._made = 0
         self._lock = threading.Lock()
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         try:
-            if self._all_tensors:
+            if self._no_numbers:
                 key: Any = tuple([x.shape for x in inputs])
             else:
-                key = tuple([x.shape if t else x for x, t in zip(inputs, self._tensors)])
-        except AttributeError:
-            key = None  # not a tensor: bind_symbols says which
-        grad = torch.is_grad_enabled()
+                key = tuple([x if n else x.shape for x, n in zip(inputs, self._numbers)])
+            idle = self._idle.get(key)
+        except (AttributeError, TypeError):
+            return self._refuse(inputs)
+        try:
+            frame = idle.pop()  # type: ignore[union-attr]
+        except (AttributeError, IndexError):  # none yet, or all in use by other threads
+            frame = self._make(key, inputs)
+        grad = self._hosted and torch.is_grad_enabled()  # kernels know no gradients
         if grad:
             torch._C._set_grad_enabled(False)
         try:
-            frame = self._take(key, inputs)
-            try:
-                outputs = frame.run(inputs)
-            finally:
-                self._give(key, frame)
-            return self._apart(outputs, inputs) if self.plan.shared else outputs
+            outputs = frame.run(inputs)
         finally:
             if grad:
                 torch._C._set_grad_enabled(True)
+            idle = self._idle.get(key)
+            if idle is not None:  # else dropped meanwhile, to make room
+                idle.append(frame)
+        return self._apart(outputs, inputs) if self.plan.shared else outputs
 
     # -------------------------------------------------------------- frames
 
-    def _take(self, key: Any, inputs: Sequence[Any]) -> Any:
-        for x, dtype in zip(inputs, self._dtypes):
-            if dtype is not None and (key is None or x.dtype is not dtype or not x.is_cpu):
-                self._refuse(inputs)
-        idle = self._idle.get(key)
-        if idle:
-            try:
-                frame = idle.pop()
-            except IndexError:  # another thread took it
-                return self._make(inputs)
-            self._count -= 1
-            return frame
-        return self._make(inputs)
-
-    def _refuse(self, inputs: Sequence[Any]) -> None:
+    def _refuse(self, inputs: Sequence[Any]) -> Any:
         bind_symbols(self.plan.graph, inputs)  # says what does not fit
         for node, x in zip(self.plan.graph.inputs, inputs):
             if isinstance(x, torch.Tensor) and not x.is_cpu:
                 raise InputError(f"input {node.key} is on {x.device}, the plan runs on the CPU")
+        raise InputError(f"the inputs do not fit {self.plan.graph.name}")
 
-    def _make(self, inputs: Sequence[Any]) -> Any:
-        env = bind_symbols(self.plan.graph, inputs)
+    def _make(self, key: Any, inputs: Sequence[Any]) -> Any:
+        env = self._bind(inputs)
         if self.plan.equal:
-            from .sizes import Numbers
-
             numbers = Numbers(self.plan.sizes, env)
             if any(numbers(a) != numbers(b) for a, b in self.plan.equal):
-                return _Interpreted(self)
-        return Frame(self.program, self.constants, self.packed, env)
+                return self._keep(key, _Interpreted(self))
+        with torch.no_grad():
+            frame = Frame(self.program, self.constants, self.packed, env, self._refuse)
+        return self._keep(key, frame)
 
-    def _give(self, key: Any, frame: Any) -> None:
+    def _keep(self, key: Any, frame: Any) -> Any:
+        """Make room for the frame among the idle ones: the sizes seen longest ago go first."""
         with self._lock:
-            self._idle.setdefault(key, []).append(frame)
-            self._idle.move_to_end(key)
-            self._count += 1
-            while self._count > KEPT:
-                oldest = next(iter(self._idle))
-                if self._idle[oldest]:
-                    self._idle[oldest].pop()
-                    self._count -= 1
-                if not self._idle[oldest]:
-                    del self._idle[oldest]
+            self._made += 1
+            if self._made > KEPT:
+                for old in list(self._idle):
+                    self._made -= len(self._idle[old])
+                    self._idle[old] = []
+                    if old != key:
+                        del self._idle[old]
+                    if self._made <= KEPT // 2:
+                        break
+            self._idle.setdefault(key, [])
+        return frame
 
     # -------------------------------------------------------------- memory of outputs
 
@@ -171,7 +156,8 @@ class _Interpreted:
         self.graph = graph.substitute({w: type(w).holding(w.key, t, w.of) for w, t in new.items()})
 
     def run(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        return interpret(self.graph, inputs)
+        with torch.no_grad():
+            return interpret(self.graph, inputs)
 
 
-__all__ = ["CpuBound", "CpuExecutable", "Input"]
+__all__ = ["CpuBound", "CpuExecutable"]

@@ -18,9 +18,10 @@ from effc.ir.types import Tensor
 
 from .memory import Ref, Root
 from .sizes import has_symbols
+from .steps import Make
 
 if TYPE_CHECKING:
-    from .builder import Builder, Make
+    from .builder import Builder
     from .frame import Frame
 
 Step = Callable[[], None]

@@ -97,7 +97,8 @@ def takes_inside(b: Builder, anchor_node: Any, operands: Mapping[Op, Op]) -> boo
 
 
 def _mkldnn() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    backend: Any = torch.backends.mkldnn
+    return backend.is_available() and backend.enabled
 
 
 UNARY: dict[str, Callable[[Any], tuple[str, list[Any], str | None] | None]] = {
@@ -224,9 +225,7 @@ def _attention(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Call:
         v, run = frame.values, torch._C._nn.scaled_dot_product_attention
         causal, scale, gqa = node.causal, node.scale, node.gqa
         q, k, value, mask = (*slots, frame.nothing)[:4]
-        return lambda: run(
-            v[q], v[k], v[value], v[mask], 0.0, causal, scale=scale, enable_gqa=gqa
-        )
+        return lambda: run(v[q], v[k], v[value], v[mask], 0.0, causal, scale=scale, enable_gqa=gqa)
 
     return Call("torch.scaled_dot_product_attention", slots, build, _heads_inside(node))
 
@@ -236,5 +235,5 @@ def _heads_inside(node: Any) -> tuple[Any, ...]:
     t = node.tensor
     if t.rank != 4:
         return t.strides
-    n, heads, rows, size = t.shape
+    _, heads, rows, size = t.shape
     return (rows * heads * size, size, heads * size, 1)

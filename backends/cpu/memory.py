@@ -205,45 +205,13 @@ def _compare(a: Dim, b: Dim) -> int | None:
     return -1 if (1 / ratio).is_integer else None
 
 
-same_dim, plain_dim = _same, _plain
-
 def packed(t: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
     """t with these strides: itself where they differ only in dimensions of one element."""
     if not t.is_neg() and all(
         n == 1 or a == b for n, a, b in zip(t.shape, t.stride(), strides, strict=True)
     ):
         return t
-    return torch.empty_strided(t.shape, strides, dtype=t.dtype).copy_(t)
-
-
-# ------------------------------------------------------------------ the arena
-
-
-def assign(sizes: Sequence[int], lives: Sequence[tuple[int, int]]) -> tuple[list[int], int]:
-    """Offsets for buffers that live between steps (first, last), and the bytes of the arena.
-
-    Largest first, each at the lowest place that is free for all its life.
-    """
-    order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], lives[i][0]))
-    offsets = [0] * len(sizes)
-    placed: list[int] = []
-    total = 0
-    for i in order:
-        first, last = lives[i]
-        busy = sorted(
-            (offsets[j], offsets[j] + sizes[j])
-            for j in placed
-            if lives[j][0] <= last and first <= lives[j][1]
-        )
-        at = 0
-        for begin, end in busy:
-            if at + sizes[i] <= begin:
-                break
-            at = max(at, end)
-        offsets[i] = at
-        placed.append(i)
-        total = max(total, at + sizes[i])
-    return offsets, total
+    return torch.empty_strided(t.shape, strides, dtype=t.dtype).copy_(t.detach())
 
 
 def aligned(nbytes: int) -> int:

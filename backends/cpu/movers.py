@@ -9,7 +9,7 @@ import torch
 
 from effc.codegen.cpp.image import embedding
 from effc.codegen.cpp.loops import Nest, Operand
-from effc.codegen.cpp.pointwise import loop_nest, pointwise
+from effc.codegen.cpp.pointwise import loop_nest, pointwise, transpose
 from effc.codegen.cpp.region import Statements
 from effc.codegen.cpp.scalar import literal, register
 from effc.ir import Op, channels_last, no, row_major, yes
@@ -30,7 +30,9 @@ def copy_into(b: Builder, node: Op, out: Ref, x: Ref, note: str = "", kind: str 
     """out[...] = x[...], element types converted as torch does."""
     nest = Nest(out.shape, (Operand(out.dtype, out.strides), Operand(x.dtype, x.strides)))
     nest = nest.collapsed(order_of(out))
-    made = pointwise(nest, [node], [], [node], kind="copy", comment=Region.of(node).comment(b))
+    comment = Region.of(node).comment(b)
+    made = transpose(nest, comment=comment)
+    made = made or pointwise(nest, [node], [], [node], kind="copy", comment=comment)
     b.kernel(made.kernel, node, [out], [x], made.numbers, kind=kind, note=note)
 
 
@@ -254,7 +256,7 @@ def _rope(b: Builder, node: Any) -> None:
     outs = pair(out)
 
     def body(s: Statements) -> list[Any]:
-        v = {name: s.values[name][0] for name in refs}  # type: ignore[index]
+        v = {name: s.values[name][0] for name in refs}
         s.work += 4
         return [
             s.let(node.dtype, f"{v['x1']} * {v['c1']} - {v['x2']} * {v['s1']}", True),

@@ -7,8 +7,8 @@ from typing import Any
 
 from effc.codegen.cpp.loops import Nest, Operand
 from effc.codegen.cpp.pointwise import loop_nest
+from effc.codegen.cpp.program import F32, F64, Program, Value
 from effc.codegen.cpp.region import Statements
-from effc.codegen.cpp.rows import F32, F64, Program, Value
 from effc.codegen.cpp.scalar import literal, register
 from effc.ir import channels_last, no, yes
 from effc.ir.rewrite import Answer
@@ -83,8 +83,8 @@ def _batch_norm(b: Builder, node: Any) -> None:
     kind = register(work)
 
     def body(s: Statements) -> list[Any]:
-        v = {name: s.values[name][0] for name in refs}  # type: ignore[index]
-        per = s.values["mean"][2]  # type: ignore[index]
+        v = {name: s.values[name][0] for name in refs}
+        per = s.values["mean"][2]
         scale = s.let(work, f"{kind}(1) / effc::sqrt({v['var']} + {literal(node.eps, work)})", per)
         if "weight" in v:
             scale = s.let(work, f"{scale[0]} * {v['weight']}", per)
@@ -98,4 +98,3 @@ def _batch_norm(b: Builder, node: Any) -> None:
                      comment=Region.of(node).comment(b))  # fmt: skip
     b.kernel(made.kernel, node, [out], list(refs.values()), made.numbers)
     b.set(node, out)
-

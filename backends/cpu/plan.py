@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import CodeType
 from typing import Any
 
 from effc.codegen.build import Library
@@ -14,9 +15,11 @@ from effc.ir import Graph, Op
 from effc.ir.symbols import Dim
 
 from ..base import Launch
-from .builder import HostCall, KernelCall, Packed, Window
+from .arena import Arena, layout
 from .memory import Root
 from .sizes import Sizes
+from .steps import HostCall, KernelCall, Packed, Window
+from .words import Words
 
 BIG = 1 << 16  # bytes from which a torch tensor is let go after its last use, not after the call
 
@@ -47,6 +50,10 @@ class Plan:
         for number, root in enumerate(used):
             root.number = number
         return list(used)
+
+    @cached_property
+    def arena(self) -> Arena:
+        return layout(self.roots)
 
     @cached_property
     def output_roots(self) -> list[Root]:
@@ -92,6 +99,11 @@ class Plan:
                 found.setdefault(root.last, []).append(slot)
         return found
 
+    def gone_after(self, at: int, group: HostCall | list[KernelCall]) -> list[int]:
+        """Slots to let go after the step, or the consecutive kernels, at this position."""
+        count = len(group) if isinstance(group, list) else 1
+        return [slot for i in range(at, at + count) for slot in self.drops.get(i, ())]
+
 
 @dataclass(eq=False)
 class Program:
@@ -109,6 +121,21 @@ class Program:
         return self.runner.function(
             "effc_run", ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64
         )
+
+    @cached_property
+    def words(self) -> dict[int, Words]:
+        """Position -> the calls of the segment that begins there."""
+        return {
+            at: Words(group, self.address, self.plan.sizes)
+            for at, group in self.plan.segments()
+            if isinstance(group, list)
+        }
+
+    @cached_property
+    def driver(self) -> CodeType:
+        from .driver import compile_driver
+
+        return compile_driver(self.plan)
 
     def address(self, kernel: Kernel) -> int:
         function = getattr(self.owner[kernel.name].cdll, kernel.name)

@@ -8,11 +8,12 @@ from effc.ir.types import Tensor
 from ..base import Options
 from . import fused, images, library, movers, norms, pointwise, rows  # noqa: F401  (lowerings)
 from .aliases import alias_root, escaping
-from .builder import VIEWS, Builder, Held
+from .builder import VIEWS, Builder
 from .host import clone_call, fallback
 from .lowering import LOWERINGS, claim
 from .plan import Plan
 from .prepare import prepare
+from .steps import Held
 
 
 def make_plan(graph: Graph, options: Options, without: No | None = None) -> Plan:

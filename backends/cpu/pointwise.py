@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from effc.codegen.cpp import scalar
 from effc.codegen.cpp.loops import Nest, Operand
 from effc.codegen.cpp.pointwise import pointwise
@@ -65,6 +67,17 @@ def in_place(b: Builder, node: Op, region: Region, refs: list[Ref]) -> list[Ref]
             continue
         return [ref]
     return None
+
+
+def kernel(op: str, expression: Callable[..., str]) -> None:
+    """Say how a pointwise op of another package is computed.
+
+    expression(node, dtype, *operands) -> a C++ expression of one element; operands are C++
+    expressions in the node's compute type, and effc.h has the runtime's functions. The op then
+    joins fused regions as ours do.
+    """
+    scalar.EXPRESSIONS[op] = expression
+    lowers(op, check=check)(lower)
 
 
 for _name in scalar.EXPRESSIONS:

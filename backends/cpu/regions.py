@@ -43,9 +43,7 @@ class Region:
 
     def refs(self, b: Builder) -> dict[Op, Ref]:
         """Memory behind every leaf, and every view of one that a node reads."""
-        found = {
-            leaf: b.ref(outer) for leaf, outer in zip(self.leaves, self.operands, strict=True)
-        }
+        found = {leaf: b.ref(outer) for leaf, outer in zip(self.leaves, self.operands, strict=True)}
         for node, source in self.views().items():
             ref = b.viewed(node, found[source])
             found[node] = ref if ref is not None else b.repacked(node, found[source])

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from effc.codegen.cpp.loops import Nest, Operand
-from effc.codegen.cpp.rows import F32, F64, Program, Value, row_kernel
+from effc.codegen.cpp.program import F32, F64, Program, Value
+from effc.codegen.cpp.rows import row_kernel
 from effc.codegen.cpp.scalar import literal, register
 from effc.ir import Op, no, yes
 from effc.ir.ops.reduce import Reduction

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import sympy
 
 from effc.ir import evaluate
 from effc.ir.symbols import dim_text
+
 
 def _exact(value: float) -> int | float:
     """A quotient that is a whole number as an int."""
@@ -93,6 +96,11 @@ class Numbers:
     def __init__(self, sizes: Sizes, env: Mapping[sympy.Symbol, Any]) -> None:
         self.env, self.index = env, sizes.index
         self.values = sizes.evaluate(env)
+
+    @cached_property
+    def integers(self) -> np.ndarray:
+        """The values as an array; 0 where one is no integer."""
+        return np.array([v if isinstance(v, int) else 0 for v in self.values], dtype=np.int64)
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, sympy.Basic):

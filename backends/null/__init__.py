@@ -26,9 +26,7 @@ class NullBackend(Backend):
     def supports(self, node: Op) -> Answer:
         return yes
 
-    def compile(
-        self, graph: Graph, options: Any = None
-    ) -> Executable:
+    def compile(self, graph: Graph, options: Any = None) -> Executable:
         from ..cpu import CpuBackend
 
         return NullExecutable(CpuBackend().plan(graph, Options.of(options)))

@@ -1,4 +1,4 @@
-"""The reference backend: interprets each op's own `reference`. Slow, and the definition of right."""
+"""The reference backend: interprets each op's own `reference`. Slow; the definition of right."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ class ReferenceBackend(Backend):
     def supports(self, node: Op) -> Answer:
         return yes
 
-    def compile(
-        self, graph: Graph, options: Any = None
-    ) -> Executable:
+    def compile(self, graph: Graph, options: Any = None) -> Executable:
         Options.of(options)
         return ReferenceExecutable(graph)
 

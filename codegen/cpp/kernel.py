@@ -45,7 +45,6 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False, autoescape=False,
     )  # fmt: skip
-    environment.globals.update(enumerate=enumerate, len=len, range=range, zip=zip)
     return environment
 
 

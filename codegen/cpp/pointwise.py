@@ -42,6 +42,36 @@ def pointwise(
     return loop_nest(nest, leaves, len(outputs), body, kind=kind, comment=comment)
 
 
+def transpose(nest: Nest, *, comment: Iterable[str] = ()) -> Made | None:
+    """A copy in tiles, where result and operand are in order along different dimensions.
+
+    nest: result, operand, of one element type; the result is in order along the last dimension.
+    None where the plain loops are as good.
+    """
+    out, x = nest.operands
+    last = nest.rank - 1
+    along = [a for a in range(last) if x.kind(a) == 1]
+    if out.dtype != x.dtype or last < 1 or out.kind(last) != 1 or x.kind(last) or not along:
+        return None
+    nest = nest.collapsed([a for a in range(last) if a != along[0]] + [along[0], last], keep=2)
+    nest = nest.at_least(3)
+    numbers, last = Numbers(), nest.rank - 1
+    sizes = [numbers.add(("size", axis), nest.sizes[axis]) for axis in range(nest.rank)]
+    operands, steps = [], []
+    for i, (name, const) in enumerate((("y0", ""), ("x0", "const "))):
+        strides = [numbers.stride(i, axis, nest) for axis in range(nest.rank)]
+        row = "".join(step(f"i{axis}", s) for axis, s in enumerate(strides[:-2]))
+        operands.append({"name": name, "qualified": f"{const}{storage(out.dtype)}", "row": row})
+        steps.append(strides)
+    made = kernel(
+        "transpose", "transpose", pointers=2, numbers=list(numbers.text.values()),
+        comment=comment, operands=operands, rows=sizes[-2], columns=sizes[-1],
+        outer=[{"index": f"i{a}", "size": sizes[a]} for a in range(last - 1)],
+        out_step=steps[0][-2], in_step=steps[1][-1], grain=max(1, SHARE // 2048),
+    )  # fmt: skip
+    return Made(made, tuple(numbers.values))
+
+
 def loop_nest(
     nest: Nest, leaves: Sequence[Any], outs: int, body: Callable[[Statements], list[Any]], *,
     kind: str, comment: Iterable[str] = (),
@@ -78,8 +108,15 @@ def loop_nest(
         outer=[{"index": f"i{a}", "size": sizes[a]} for a in range(last)],
         grain=max(1024, SHARE // (statements.work + len(names))),
         hoisted=statements.hoisted, body=[*statements.body, *stores],
+        whole_rows=kind == "copy" and _in_order(nest),
     )  # fmt: skip
     return Made(made, tuple(numbers.values))
 
 
-__all__ = ["SHARE", "Made", "loop_nest", "pointwise"]
+def _in_order(nest: Nest) -> bool:
+    """A copy between elements of one type that lie together in both operands."""
+    out, x = nest.operands
+    return out.dtype == x.dtype and out.kinds[-1] == x.kinds[-1] == 1
+
+
+__all__ = ["SHARE", "Made", "loop_nest", "pointwise", "transpose"]

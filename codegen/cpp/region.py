@@ -32,7 +32,7 @@ class Statements:
 
     numbers: Numbers
     lines: list[Statement] = field(default_factory=list)
-    values: dict[Op, tuple[str, DType, bool]] = field(default_factory=dict)
+    values: dict[Any, tuple[str, DType, bool]] = field(default_factory=dict)
     work: int = 0
 
     def let(
@@ -42,7 +42,7 @@ class Statements:
         self.lines.append(Statement(name, register(dtype), text, varies))
         return name, dtype, varies
 
-    def load(self, value: Op, dtype: DType, text: str, varies: bool) -> None:
+    def load(self, value: Any, dtype: DType, text: str, varies: bool) -> None:
         """The value is an operand, read by the expression `text`."""
         self.values[value] = self.let(dtype, f"effc::load({text})", varies)
 

@@ -13,82 +13,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from effc.ir import DType, Op
-from effc.ir.types import DTYPES
+from effc.ir import DType
 
 from .kernel import kernel
 from .loops import Nest, Numbers, step
 from .pointwise import SHARE, Made
+from .program import Program, Value
 from .region import store
-from .scalar import cost, express, literal, register, storage
+from .scalar import literal, register, storage
 
-F32, F64, I64, BOOL = (DTYPES[n] for n in ("f32", "f64", "i64", "bool"))
 LANES = 64  # rows of a block in the columns layout
 CHEAP = 3  # work up to which an element is computed again instead of kept
-
-
-@dataclass(eq=False)
-class Value:
-    """A variable of the program. `text` has {0}, {1} ... for its arguments."""
-
-    kind: str  # "leaf" | "let" | "reduce"
-    dtype: DType
-    text: str
-    args: tuple[Value, ...] = ()
-    full: bool = True  # one an element; else one a row
-    level: int = 0  # the pass in which it can be computed first
-    work: int = 1
-    name: str = ""
-    reduction: str = ""
-
-
-@dataclass
-class Program:
-    """Statements over rows, in order."""
-
-    numbers: Numbers
-    values: list[Value] = field(default_factory=list)
-    nodes: dict[Op, Value] = field(default_factory=dict)
-
-    def leaf(self, dtype: DType, text: str, full: bool) -> Value:
-        return self._add(Value("leaf", dtype, f"effc::load({text})", full=full, work=1))
-
-    def let(self, dtype: DType, text: str, *args: Value, work: int = 1) -> Value:
-        full, level = any(a.full for a in args), max((a.level for a in args), default=0)
-        return self._add(Value("let", dtype, text, args, full, level, work))
-
-    def reduce(self, how: str, x: Value, dtype: DType) -> Value:
-        """how: sum | prod | amax | amin | any | all, of the elements of a row."""
-        made = Value("reduce", dtype, "", (x,), False, x.level + 1, 1, reduction=how)
-        return self._add(made)
-
-    def pointwise(self, node: Any) -> Value:
-        """A pointwise node whose operands are there."""
-        given = tuple(self.nodes[a] for a in node.values if isinstance(a, Op))
-        marks = iter(range(len(given)))
-        args = [
-            (f"\0{next(marks)}\0", self.nodes[a].dtype) if isinstance(a, Op) else a
-            for a in node.values
-        ]
-        text = express(node, args, self.numbers.scalar)
-        parts = text.replace("{", "{{").replace("}", "}}").split("\0")
-        text = "".join(f"{{{p}}}" if i % 2 else p for i, p in enumerate(parts))
-        self.nodes[node] = self.let(node.dtype, text, *given, work=cost(node))
-        return self.nodes[node]
-
-    def cast(self, x: Value, dtype: DType) -> Value:
-        """x as another element type, where that changes what is computed."""
-        if register(x.dtype) == register(dtype):
-            return x
-        return self.let(dtype, f"effc::cast<{register(dtype)}>({{0}})", x)
-
-    def _add(self, value: Value) -> Value:
-        value.name = f"v{len(self.values)}"
-        self.values.append(value)
-        return value
+WIDE = 4  # work of a pass up to which one vector of partial sums would wait for itself
 
 
 Body = Callable[[Program], Sequence[Value]]
@@ -112,8 +50,10 @@ def row_kernel(
 
 
 class _Writer:
-    def __init__(self, outer: Nest, inner: Nest, leaves: list[tuple[Any, bool]], outs: int, body: Body,
-                 kind: str, comment: tuple[str, ...]) -> None:  # fmt: skip
+    def __init__(
+        self, outer: Nest, inner: Nest, leaves: list[tuple[Any, bool]], outs: int, body: Body,
+        kind: str, comment: tuple[str, ...],
+    ) -> None:  # fmt: skip
         self.outer, self.inner, self.leaves, self.outs = outer, inner, leaves, outs
         self.kind, self.comment, self.body = kind, comment, body
         self.numbers = Numbers()
@@ -213,6 +153,7 @@ class _Writer:
         for i, v in stores:
             place = f"y{i}k{self.elements[i]}"
             lines.append(store(place, self.inner.operands[i].dtype, self._shown(v)))
+        work = sum(v.work for v in done if v.kind == "let")
         folds = [self._fold(v) for v in reductions]
         text = "\n".join(lines)
         return {
@@ -220,7 +161,7 @@ class _Writer:
             "kept": [_buffer(v) for v in self.kept if f"s{v.name}[" in text],
             "before": [self._row_line(v) for v in before if v.kind != "reduce"],
             "results": [self._row_line(v) for v in before if v.kind == "reduce"],
-            "lines": lines, "folds": folds,
+            "lines": lines, "folds": folds, "wide": bool(folds) and work <= WIDE,
             "row_stores": [
                 store(f"y{i}r{self.elements[i] if self.columns else ''}",
                       self.inner.operands[i].dtype, self._shown(v))
@@ -262,30 +203,35 @@ class _Writer:
         return {"type": register(v.dtype), "name": v.name, "text": text}
 
     def _fold(self, v: Value) -> dict[str, str]:
-        """How a reduction goes: `b` over a block of elements, `a` over the row."""
+        """How a reduction goes: `a` over the row in type `whole`, in parts of type `part`.
+
+        A value joins by `sign`=, or by a function.
+        """
         x = v.args[0]
-        real = register(x.dtype)
-        wide = "double" if x.dtype.is_float else "int64_t"
+        real, sign, function = register(x.dtype), "", ""
         if v.reduction in ("sum", "prod"):
             part = real if x.dtype.is_float else "int64_t"
+            whole = "double" if x.dtype.is_float else "int64_t"
             start, sign = ("0", "+") if v.reduction == "sum" else ("1", "*")
-            clause, into = f"{sign} : ", f"{sign}= "
-            fold = {"part": part, "whole": wide, "start": start, "clause": clause}
             value = x.name if part == real else f"effc::cast<{part}>({x.name})"
-            return {**fold, "name": v.name, "step": f"{into}{value}", "join": f"{into}"}
-        if v.reduction in ("any", "all"):
-            sign, start = ("|", "0") if v.reduction == "any" else ("&", "1")
+        elif v.reduction in ("any", "all"):
+            part = whole = "int"
+            start, sign = ("0", "|") if v.reduction == "any" else ("1", "&")
             value = x.name if x.dtype.kind == "bool" else f"({x.name} != {literal(0, x.dtype)})"
-            return {"part": "int", "whole": "int", "start": start, "clause": f"{sign} : ",
-                    "name": v.name, "step": f"{sign}= {value}", "join": f"{sign}= "}  # fmt: skip
-        function = {"amax": "maximum", "amin": "minimum"}[v.reduction]
-        kind = "int" if real == "bool" else real
-        clause = f"effc::{v.reduction} : " if x.dtype.is_float else f"{function[:3]} : "
-        end = "infinity" if x.dtype.is_float else ("lowest" if v.reduction == "amax" else "max")
-        sign = "-" if x.dtype.is_float and v.reduction == "amax" else ""
-        return {"part": kind, "whole": kind, "start": f"{sign}std::numeric_limits<{kind}>::{end}()",
-                "clause": clause, "name": v.name, "function": function,
-                "step": f"effc::cast<{kind}>({x.name})"}  # fmt: skip
+        else:
+            part = whole = "int" if real == "bool" else real
+            function = {"amax": "maximum", "amin": "minimum"}[v.reduction]
+            low = v.reduction == "amax"
+            if x.dtype.is_float:
+                start = f"{'-' if low else ''}std::numeric_limits<{part}>::infinity()"
+            else:
+                start = f"std::numeric_limits<{part}>::{'lowest' if low else 'max'}()"
+            value = f"effc::cast<{part}>({x.name})"
+        joined = sign or (f"effc::{v.reduction}" if x.dtype.is_float else function[:3])
+        return {
+            "name": v.name, "part": part, "whole": whole, "start": start, "value": value,
+            "sign": sign, "function": function, "clause": f"{joined} : ",
+        }  # fmt: skip
 
     # -------------------------------------------------------------- text
 
@@ -314,4 +260,4 @@ def _buffer(v: Value) -> dict[str, str]:
     return {"name": f"s{v.name}", "type": register(v.dtype)}
 
 
-__all__ = ["BOOL", "F32", "F64", "I64", "Program", "Value", "row_kernel"]
+__all__ = ["row_kernel"]

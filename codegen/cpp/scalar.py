@@ -207,10 +207,10 @@ def express(node: Any, args: Sequence[tuple[str, DType] | Any], number: Number) 
         return text
     texts = []
     for i, arg in enumerate(args):
-        if node.name == "where" and i == 0:
-            texts.append(_truth(*arg))
-        elif isinstance(arg, tuple):
-            texts.append(convert(*arg, c))
+        if isinstance(arg, tuple):
+            text, source = arg
+            condition = node.name == "where" and i == 0
+            texts.append(_truth(text, source) if condition else convert(text, source, c))
         elif node.result == "bool" and c.bits == 16 and c.is_float:
             rounded = f"effc::round_to<{storage(c)}>({_number(arg, c, number)})"
             texts.append(rounded)  # a comparison sees the number as an element

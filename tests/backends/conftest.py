@@ -24,9 +24,7 @@ def close(got: torch.Tensor, want: torch.Tensor, what: str = "", **tolerance: fl
     """Same type, shape and values; NaN equals NaN."""
     assert got.dtype == want.dtype, f"{what}: {got.dtype}, not {want.dtype}"
     tolerance = tolerance or CLOSE.get(want.dtype, {"rtol": 0, "atol": 0})
-    torch.testing.assert_close(
-        got, want, equal_nan=True, msg=lambda m: f"{what}: {m}", **tolerance
-    )
+    torch.testing.assert_close(got, want, equal_nan=True, msg=lambda m: f"{what}: {m}", **tolerance)
 
 
 class Compiled:

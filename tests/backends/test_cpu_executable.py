@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import threading
 
 import pytest
@@ -360,7 +361,8 @@ def graph(x: f32[N, 8, 4, 4], ids: i64[N]):
 
 
 def test_a_plan_as_text(golden) -> None:
-    assert find_backend("null").compile(parse(PLAN)).text == golden
+    text = find_backend("null").compile(parse(PLAN)).text
+    assert re.sub("_[0-9a-f]{8}", "_#", text) == golden  # kernels are named by their text
 
 
 def test_kernel_text(golden) -> None:

@@ -154,7 +154,10 @@ def graph(x: f32[2, 8, 20], a: f32[6, 4, 3], v: f32[2, 8, 5, 6, 7], b: f32[8, 8,
     ("lines", "reason"),
     [
         (["y0 = linear(x, w)", "y1 = linear(y0, w)"], "linear and linear are two library routines"),
-        (["y0 = relu(x)", "y1 = linear(y0, w)"], "relu before a linear runs in a kernel of its own"),
+        (
+            ["y0 = relu(x)", "y1 = linear(y0, w)"],
+            "relu before a linear runs in a kernel of its own",
+        ),
         (["y1 = linear(x, w)"], "nothing follows the linear"),
         (["y0 = linear(x, w)", "y1 = softmax(y0, dim=1)"], "softmax is not pointwise"),
     ],

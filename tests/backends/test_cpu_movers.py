@@ -60,13 +60,17 @@ def test_images_of_all_sizes(n, h, w, last) -> None:
         for o, got, want in zip(graph.outputs, bound([x]), interpret(graph, [x]), strict=True):
             # torch rounds bf16 between steps of interpolation and pooling
             tolerance = 1e-5 if dtype == "f32" else 2e-2
-            torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance, msg=lambda m, o=o: f"{o}: {m}")
+            torch.testing.assert_close(
+                got, want, rtol=tolerance, atol=tolerance, msg=lambda m, o=o: f"{o}: {m}"
+            )
 
 
 def test_batches_may_be_empty() -> None:
     graph, bound = images("f32", "row_major")
     out = bound([torch.randn(0, 12, 5, 6)])
-    assert [tuple(t.shape) for t in out] == [(0, *o.shape[1:2], *t.shape[2:]) for o, t in zip(graph.outputs, out)]
+    assert [tuple(t.shape) for t in out] == [
+        (0, *o.shape[1:2], *t.shape[2:]) for o, t in zip(graph.outputs, out)
+    ]
 
 
 @settings(max_examples=25)

@@ -70,7 +70,11 @@ def inputs(sizes: tuple[int, int, int], dtype: torch.dtype, how: int = 0) -> lis
     a, b, c = sizes
     x = torch.randn(a, b, c) + 1.5
     if how:
-        x = torch.randn(c, b, a).permute(2, 1, 0) if how == 1 else torch.randn(a, b, 2 * c)[..., ::2]
+        x = (
+            torch.randn(c, b, a).permute(2, 1, 0)
+            if how == 1
+            else torch.randn(a, b, 2 * c)[..., ::2]
+        )
     return [t.to(dtype) for t in (x, torch.randn(c), torch.randn(b, c), torch.rand(b) + 0.1)]
 
 

@@ -123,7 +123,7 @@ def run():
 @pytest.fixture
 def captured():
     """captured(fn_or_module, *inputs) -> Graph, as torch.compile hands it to us."""
-    import effc.aten_table  # noqa: F401  registers the converters
+    import effc.aten  # noqa: F401  registers the converters
     from effc.capture import capture_exported
     from effc.importer import import_captured
 

@@ -1,0 +1,77 @@
+"""The Python of one call, written out for a plan: no loops, no look-ups that could be made before.
+
+At small sizes the time of a call is the time of this code. It is compiled once for a plan and given
+the numbers, addresses and steps of each frame. The text is part of what a plan can show.
+"""
+
+from __future__ import annotations
+
+from types import CodeType
+
+from effc.ir import Number
+
+from .memory import Root
+from .plan import Plan
+from .steps import HostCall
+
+
+def write_driver(plan: Plan) -> str:
+    """Source of `run(inputs)`; the names it uses are those that a Frame defines."""
+    read = {slot for s in plan.steps if isinstance(s, HostCall) for slot in s.reads}
+    kept = read | set(plan.outputs)
+    lines, local, used = ["def run(inputs):"], {}, []
+    names = ", ".join(f"x{i}" for i in range(len(plan.inputs)))
+    if plan.inputs:
+        lines.append(f"    {names}{',' if len(plan.inputs) == 1 else ''} = inputs")
+    for i, (node, root) in enumerate(zip(plan.graph.inputs, plan.inputs)):
+        slot = root if isinstance(root, int) else root.slot
+        if slot in plan.outputs:
+            local[slot] = f"x{i}"
+        if not isinstance(node.of, Number):
+            lines.append(f"    if x{i}.dtype is not dtype{i} or not x{i}.is_cpu: refuse(inputs)")
+        if isinstance(root, Root) and root.number >= 0:
+            lines += _publish(f"x{i}", root, plan.slots + 1 + i)
+        if slot in read:
+            lines.append(f"    values[{slot}] = x{i}")
+            used.append(slot)
+    for root in plan.output_roots:
+        name = local[root.slot] = f"o{root.slot}"
+        store = f" = values[{root.slot}]" if root.slot in read else ""
+        lines.append(f"    {name}{store} = empty(shape{root.slot}, strides{root.slot}, "
+                     f"dtype_{root.slot})")  # fmt: skip
+        lines.append(f"    table[{root.number}] = {name}.data_ptr()")
+        used += [root.slot] if root.slot in read else []
+    for at, group in plan.segments():
+        if isinstance(group, HostCall):
+            lines.append(f"    step{at}()")
+        else:
+            lines.append(f"    native(data{at}, {len(group)}, addresses, threads())")
+            if any(ref.root.kind == "error" for call in group for ref in call.refs):
+                lines.append("    if error[0]: out_of_range()")
+        lines += [f"    values[{slot}] = None" for slot in plan.gone_after(at, group)]
+    results = ", ".join(local.get(slot, f"values[{slot}]") for slot in plan.outputs)
+    lines.append(f"    results = ({results}{',' if plan.outputs else ''})")
+    shown = {s for s, root in plan.shown_in.items() if root.kind != "const" and s not in local}
+    used += shown & kept
+    lines += [f"    values[{slot}] = None" for slot in sorted(set(used))]
+    lines.append("    return results")
+    return "\n".join(lines) + "\n"
+
+
+def _publish(name: str, root: Root, keep: int) -> list[str]:
+    """Tell kernels where a tensor lies, packed first where it does not lie as they walk it."""
+    if not root.shape:  # strides cannot tell a negated view apart
+        return [
+            f"    p = values[{keep}] = pack({name}, ())",
+            f"    table[{root.number}] = p.data_ptr()",
+        ]
+    return [
+        f"    if {name}.stride() == strides{root.slot}: table[{root.number}] = {name}.data_ptr()",
+        "    else:",
+        f"        p = values[{keep}] = pack({name}, strides{root.slot})",
+        f"        table[{root.number}] = p.data_ptr()",
+    ]
+
+
+def compile_driver(plan: Plan) -> CodeType:
+    return compile(write_driver(plan), f"<plan of {plan.graph.name}>", "exec")

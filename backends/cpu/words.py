@@ -1,0 +1,58 @@
+"""The calls of a segment as the runner reads them: integers in a row, with a call's sizes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import sympy
+
+from .sizes import Numbers, Sizes
+from .steps import KernelCall
+
+
+class Words:
+    """Words of one segment; those that depend on sizes are noted once and filled in fast."""
+
+    def __init__(
+        self, calls: Sequence[KernelCall], address: Callable[[Any], int], sizes: Sizes
+    ) -> None:
+        self.template: list[int] = []
+        self.places: list[int] = []  # in the template
+        self.indices: list[int] = []  # of an expression among the sizes
+        self.factors: list[int] = []
+        self.reals: list[tuple[int, Any]] = []
+        for call in calls:
+            self.template += [address(call.kernel), len(call.refs), len(call.numbers)]
+            for ref in call.refs:
+                self.template.append(ref.root.number)
+                self._add(ref.offset, ref.dtype.bits // 8, sizes)
+            for number in call.numbers:
+                self._add(number, 1, sizes)
+        self.data = np.array(self.template, dtype=np.int64)
+        self._places = np.array(self.places, dtype=np.intp)
+        self._indices = np.array(self.indices, dtype=np.intp)
+        self._factors = np.array(self.factors, dtype=np.int64)
+
+    def _add(self, value: Any, factor: int, sizes: Sizes) -> None:
+        if not isinstance(value, sympy.Basic):
+            self.template.append(value * factor)
+            return
+        if not value.is_integer:
+            self.reals.append((len(self.template), value))
+        elif value.free_symbols:
+            self.places.append(len(self.template))
+            self.indices.append(sizes.index[value])
+            self.factors.append(factor)
+        self.template.append(0 if value.free_symbols or not value.is_integer else int(value))
+
+    def fill(self, numbers: Numbers) -> np.ndarray:
+        """The words of one set of sizes."""
+        data = self.data.copy()
+        if len(self._places):
+            data[self._places] = numbers.integers[self._indices] * self._factors
+        for place, value in self.reals:
+            data[place] = struct.unpack("q", struct.pack("d", numbers(value)))[0]
+        return data
