@@ -66,9 +66,7 @@ def main() -> None:
     torch.manual_seed(0)
     model, x = Block().eval(), torch.randn(32, 64)
     pipeline = "simplify,raise-squared-relu,fuse-regions"
-    compiled = torch.compile(
-        model, backend="effc", options={"pipeline": pipeline, "strict": True}
-    )
+    compiled = torch.compile(model, backend="effc", options={"pipeline": pipeline, "strict": True})
     with torch.no_grad():
         got, want = compiled(x), model(x)
     record = effc.explain(compiled).records[0]

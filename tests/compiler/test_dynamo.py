@@ -375,7 +375,9 @@ def test_an_unknown_pass_names_the_nearest():
 
 
 def test_an_option_of_the_wrong_type():
-    assert "option strict must be bool" in message(compiled(torch.relu, strict="yes"), torch.zeros(3))
+    assert "option strict must be bool" in message(
+        compiled(torch.relu, strict="yes"), torch.zeros(3)
+    )
 
 
 def test_strict_lists_every_unsupported_node_with_line_and_reason():
