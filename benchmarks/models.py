@@ -3,8 +3,8 @@
     python -m benchmarks.models [--rounds 15] [--threads 1 2] [--out FILE] [MODEL ...]
 
 All ways of one model run interleaved in one process, on the same inputs and threads, after a
-warm-up that includes compilation. The figure is the median of a call; `spread` is the distance between the
-quartiles over the median. Beside every two-thread sample a calibration loop is timed: on shared
+warm-up that includes compilation. The figure is the median of a call; `spread` is the distance
+between the quartiles over the median. Beside every two-thread sample a calibration loop is timed: on shared
 machines two threads are sometimes worth one, and such samples are dropped.
 """
 
