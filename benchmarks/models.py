@@ -4,8 +4,8 @@
 
 All ways of one model run interleaved in one process, on the same inputs and threads, after a
 warm-up that includes compilation. The figure is the median of a call; `spread` is the distance
-between the quartiles over the median. Beside every two-thread sample a calibration loop is timed: on
-shared machines two threads are sometimes worth one, and such samples are dropped.
+between the quartiles over the median. Beside every two-thread sample a calibration loop is timed:
+on shared machines two threads are sometimes worth one, and such samples are dropped.
 """
 
 from __future__ import annotations
