@@ -25,21 +25,23 @@ from rich.table import Table
 from torch.utils import _pytree as pytree
 
 from effc.backends.cpu.features import detect
+from examples.rlfn import rlfn
 from examples.zoo.library import LIBRARY
 
+FULL_RLFN = "rlfn-52x6-320x180"
 WORTH = 1.6  # two threads must do this many times the work of one, or the sample is dropped
 
 
-def ways(model: torch.nn.Module, args: Any, kwargs: Any) -> dict[str, Callable[[], Any]]:
+def ways(
+    model: torch.nn.Module, args: Any, kwargs: Any, peers: bool
+) -> dict[str, Callable[[], Any]]:
     """Each way of running the model on its inputs."""
     torch._dynamo.reset()
     fast = torch.compile(model, backend="effc")
-    inductor = torch.compile(model)
-    found = {
-        "eager": lambda: model(*args, **kwargs),
-        "effc": lambda: fast(*args, **kwargs),
-        "inductor": lambda: inductor(*args, **kwargs),
-    }
+    found = {"eager": lambda: model(*args, **kwargs), "effc": lambda: fast(*args, **kwargs)}
+    if peers:
+        inductor = torch.compile(model)
+        found["inductor"] = lambda: inductor(*args, **kwargs)
     if any(isinstance(m, torch.nn.Conv2d) for m in model.modules()):
         import copy
 
@@ -51,6 +53,12 @@ def ways(model: torch.nn.Module, args: Any, kwargs: Any) -> dict[str, Callable[[
         )
         found["eager channels-last"] = lambda: nhwc(*moved[0], **moved[1])
     return found
+
+
+def full_rlfn() -> tuple[torch.nn.Module, tuple[torch.Tensor, ...], dict[str, Any]]:
+    """The paper's network on a 320 x 180 image."""
+    torch.manual_seed(0)
+    return rlfn().eval(), (torch.rand(1, 3, 180, 320) * 255,), {}
 
 
 def scaling(threads: int) -> float:
@@ -99,9 +107,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("models", nargs="*", choices=[*LIBRARY, []])
+    parser.add_argument("models", nargs="*", choices=[*LIBRARY, FULL_RLFN, []])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--no-inductor", action="store_true", help="eager and effc only")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     found: dict[str, Any] = {
@@ -111,10 +120,12 @@ def main() -> int:
     table = Table(
         "model", "threads", "eager ms", "effc / eager", "Inductor / eager", "NHWC / eager"
     )
-    for name in chosen.models or LIBRARY:
-        model, args, kwargs = LIBRARY[name].build()
+    for name in chosen.models or [*LIBRARY, FULL_RLFN]:
+        model, args, kwargs = full_rlfn() if name == FULL_RLFN else LIBRARY[name].build()
         for threads in chosen.threads:
-            result = measure(ways(model, args, kwargs), chosen.rounds, threads)
+            result = measure(
+                ways(model, args, kwargs, not chosen.no_inductor), chosen.rounds, threads
+            )
             found["models"].setdefault(name, {})[str(threads)] = result
             base = result.get("eager", {}).get("ms")
             cells = [

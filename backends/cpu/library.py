@@ -130,13 +130,18 @@ def _conv(b: Builder, node: Any, operands: Mapping[Op, Op], inside: Inside | Non
     if not takes_inside(b, node, operands):
         slots = b.reads(x, w, *([bias] if bias is not None else []))
         return Call(f"torch.{node.name}", slots, _plain_conv(node, slots))
-    values = [x] + ([bias] if bias is not None else [])
+    packed = bias is not None and b.is_constant(bias)
+    values = [x] + ([bias] if bias is not None and not packed else [])
     if inside and inside.other is not None:
         values.append(inside.other)
     slots = b.reads(*values)
+    # oneDNN reads a bias without its strides, so it has to be packed
+    at = -1
+    if bias is not None:
+        at = b.derived(bias, "packed", torch.Tensor.contiguous) if packed else slots[1]
     weight = b.derived(w, "reordered", _reorder(node))
     note = f"with {inside.node.name}" if inside else ""
-    build = _mkldnn_conv(node, slots, weight, bias is not None, inside)
+    build = _mkldnn_conv(node, slots, weight, at, packed, inside)
     return Call("mkldnn._convolution_pointwise", slots, build, note=note)
 
 
@@ -171,7 +176,12 @@ def _reorder(node: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _mkldnn_conv(
-    node: Any, slots: Sequence[int], weight: int, has_bias: bool, inside: Inside | None
+    node: Any,
+    slots: Sequence[int],
+    weight: int,
+    bias: int,
+    packed: bool,
+    inside: Inside | None,
 ) -> Build:
     stride, dilation, groups = list(node.stride), list(node.dilation), node.groups
     unary = inside.unary if inside and inside.unary else ("none", [], None)
@@ -179,14 +189,18 @@ def _mkldnn_conv(
     def build(frame: Frame) -> Callable[[], torch.Tensor]:
         v, padding = frame.values, list(frame.numbers(node.padding))
         x = slots[0]
-        bias = slots[1] if has_bias else frame.nothing
+        given = frame.nothing if bias < 0 else bias
+
+        def offset() -> torch.Tensor:
+            return v[given] if packed or bias < 0 else v[given].contiguous()
+
         if inside is None or inside.binary is None:
             run = torch.ops.mkldnn._convolution_pointwise.default
-            return lambda: run(v[x], v[weight], v[bias], padding, stride, dilation, groups, *unary)
+            return lambda: run(v[x], v[weight], offset(), padding, stride, dilation, groups, *unary)
         binary, other = inside.binary, slots[-1]
         join = torch.ops.mkldnn._convolution_pointwise.binary
         return lambda: join(
-            v[x], v[other], v[weight], v[bias], padding, stride, dilation, groups, binary, 1.0,
+            v[x], v[other], v[weight], offset(), padding, stride, dilation, groups, binary, 1.0,
             None, [], None,
         )  # fmt: skip
 

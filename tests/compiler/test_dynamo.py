@@ -441,3 +441,16 @@ def test_autocast_is_off_inside_a_region_that_turns_it_off():
     x = torch.randn(4, 4)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert compiled(fn)(x, x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_convolution_whose_bias_is_not_packed(constant):
+    x, w, b = torch.randn(2, 16, 32, 32), torch.randn(49, 16, 3, 3), torch.randn(1)
+    conv = nn.Conv2d(16, 49, 3)
+    bias = torch.randn(98)[::2]
+
+    def fn(x, b):
+        return F.conv2d(x, conv.weight, bias if constant else b.expand(49)).relu()
+
+    check(fn, x, b, tolerance=1e-4)
+    check(lambda x, b: F.conv2d(x, w, b.expand(49)), x, b, tolerance=1e-4)

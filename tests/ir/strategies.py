@@ -325,11 +325,11 @@ def steps(b: Builder) -> Any:
         case "divide":
             made = getattr(op, b.choice(["div_floor", "div_trunc", "remainder", "fmod"]))
             return b.add(made(x, 0.25), 4 * b.bound(x))
-        case "compare":
+        case "compare" if boolean in b.dtypes:
             y = b.pick(is_float, b.exact, lambda y: broadcasts(x.shape, y.shape))
             made = getattr(op, b.choice(["eq", "ne", "lt", "le", "gt", "ge"]))
             return b.add(made(x, b.choice([y, 0.0])))
-        case "test":
+        case "test" if boolean in b.dtypes:
             return b.add(getattr(op, b.choice(["isnan", "isinf", "logical_not"]))(x))
         case "cast" if i64 in b.dtypes:
             return b.add(op.cast(op.mul(x, 4.0), b.choice([i64, i32])), 4 * b.bound(x))
@@ -343,7 +343,7 @@ def integers(b: Builder) -> Any:
     names = ["add", "sub", "mul", "maximum", "bitwise_and", "bitwise_or", "bitwise_xor", "compare",
              "divide", "divide", "not", "clamp"]  # fmt: skip
     match b.choice(names):
-        case "compare":
+        case "compare" if boolean in b.dtypes:
             made = getattr(op, b.choice(["eq", "ne", "lt", "le", "gt", "ge"]))
             return b.add(made(x, 2 if y is None else y))
         case "divide":
@@ -353,7 +353,7 @@ def integers(b: Builder) -> Any:
             return b.add(op.bitwise_not(x), b.bound(x) + 1)
         case "clamp":
             return b.add(op.clamp(x, 0, ROWS - 1), ROWS, rows=True)
-        case name if y is not None:
+        case name if y is not None and name != "compare":
             return b.add(getattr(op, name)(x, y), 4 * size_of(b, x, y) ** 2)
 
 
@@ -490,7 +490,7 @@ def attention(b: Builder) -> Any:
     match b.choice(["none", "none", "added", "kept"]):
         case "added" if isinstance(n, int):
             options["mask"] = b.weight((n, n), x.dtype)
-        case "kept":  # a band below the diagonal: no row is empty
+        case "kept" if boolean in b.dtypes:  # a band below the diagonal: no row is empty
             steps = op.arange(n, i64)
             rows, columns = op.reshape(steps, (n, 1)), op.reshape(steps, (1, n))
             options["mask"] = op.le(columns, op.add(rows, 1))
@@ -503,8 +503,8 @@ def rope(b: Builder) -> Any:
     if (x := b.pick(is_float, rank(2, 3, 4), even)) is None:
         return None
     n, d = x.shape[-2:]
-    angle = op.mul(op.reshape(op.arange(n, f32), (n, 1)), b.weight((d,), f32))
-    cos, sin = (op.cast(f(angle), x.dtype) for f in (op.cos, op.sin))
+    angle = op.mul(op.reshape(op.arange(n, x.dtype), (n, 1)), b.weight((d,), x.dtype))
+    cos, sin = op.cos(angle), op.sin(angle)
     return b.add(op.rope(x, cos, sin, interleaved=b.flag()), 2 * b.bound(x))
 
 

@@ -29,12 +29,14 @@ from effc.ir import (
     interpret,
     no,
     parse,
+    row_major,
     verify,
     yes,
 )
 from effc.ir.op import map_values
 from effc.ir.rewrite import Engine
 from effc.ir.rewrite import op as ops
+from effc.ir.types import f32
 from tests.ir.strategies import assert_close, cases, graphs, inputs_for, profile, tolerances
 
 # ------------------------------------------------------------------ the second evaluation
@@ -358,7 +360,11 @@ def test_the_interpreter_is_the_textbook(case: tuple[Graph, list[Any]]) -> None:
     got = interpret(graph, inputs)
     for value, output in zip(got, graph.outputs, strict=True):
         assert value.dtype == output.dtype.torch
-    assert_close(got, eager(graph, inputs), tolerances(graph, inputs))
+    allowed = tolerances(graph, inputs)
+    for i, value in enumerate(got):
+        if value.dtype is torch.float64:  # the textbook has no digits to spare there
+            allowed[i] = max(allowed[i], 1e-13)
+    assert_close(got, eager(graph, inputs), allowed)
 
 
 class Unwrap(Rule):
@@ -398,6 +404,15 @@ def in_order(graph: Graph) -> Graph:
 def assert_bits(got: Sequence[Any], want: Sequence[Any]) -> None:
     for g, w in zip(got, want, strict=True):
         assert torch.equal(g, w) or (torch.equal(g.isnan(), w.isnan()) and g.isnan().any())
+
+
+@profile
+@given(graphs(symbolic=False, dtypes=(f32,), layouts=(row_major,)))
+def test_what_is_not_asked_for_does_not_come(graph: Graph) -> None:
+    """Only the element types named, but for the integers of `topk`, which nothing reads."""
+    types = [n.type for n in (*graph.inputs, *graph.nodes) if isinstance(n.type, Tensor)]
+    assert {t.dtype for t in types} == {f32} and not graph.all_symbols
+    assert all(i.of.layout is row_major for i in graph.inputs)
 
 
 @profile
