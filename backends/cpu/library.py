@@ -239,6 +239,8 @@ def _attention(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Call:
         v, run = frame.values, torch._C._nn.scaled_dot_product_attention
         causal, scale, gqa = node.causal, node.scale, node.gqa
         q, k, value, mask = (*slots, frame.nothing)[:4]
+        if causal and node.mask is not None:  # ATen takes one or the other; the op joins them
+            return lambda: node.reference(v[q], v[k], v[value], v[mask])
         return lambda: run(v[q], v[k], v[value], v[mask], 0.0, causal, scale=scale, enable_gqa=gqa)
 
     return Call("torch.scaled_dot_product_attention", slots, build, _heads_inside(node))
