@@ -34,12 +34,13 @@ def fallback(b: Builder, node: Op, reason: No | None) -> None:
     pins = {h.root for o in node.operands if hasattr(h := b.held(o), "root")}
     for pin in pins:
         pin.pinned = True
-    roots = []
-    for t in results:
-        assert isinstance(t, Tensor)
-        roots.append(b.new_root("dynamic", node, t, owned=False, pins=pins))
     call = getattr(node, "target", node.name)
     kind = "aten" if reason is not None else "library"
+    if not all(isinstance(t, Tensor) for t in results):  # lists in tuples, or a result left out
+        b.values[node] = whole = b.new_slot()
+        b.host(kind, call, node, reference_call(b, node, slots, whole), slots, reason)
+        return
+    roots = [b.new_root("dynamic", node, t, owned=False, pins=pins) for t in results]  # type: ignore[arg-type]
     b.host(kind, call, node, reference_call(b, node, slots, roots), slots, reason)
     if isinstance(node.type, tuple):
         b.set_results(node, roots)
@@ -47,12 +48,34 @@ def fallback(b: Builder, node: Op, reason: No | None) -> None:
         b.set(node, roots[0])
 
 
-def reference_call(b: Builder, node: Op, slots: Sequence[int], roots: Sequence[Root]) -> Make:
-    """node.reference on the tensors in slots, its results into roots."""
-    b.sizes.add(tuple(getattr(node, f.name) for f in node.fields if f.kind != "operand"))
+def item(b: Builder, node: Any) -> None:
+    """One of several results, where they are kept as torch gave them."""
+    source = b.held(node.x)
+    if isinstance(source, tuple):
+        b.values[node] = source[node.index]
+        return
+    slot, index, root = -1, node.index, None
+    if isinstance(node.type, Tensor):
+        root = b.new_root("dynamic", node, node.type, owned=False)
+        b.set(node, root)
+    else:
+        b.values[node] = slot = b.new_slot()
+
+    def make(frame: Frame) -> Step:
+        v = frame.values
+        if root is None:
+            return lambda: v.__setitem__(slot, v[source][index])
+        store = _store(frame, root)
+        return lambda: store(v[source][index])
+
+    b.host("view", "item", node, make, (source,))
+
+
+def reference_call(b: Builder, node: Op, slots: Sequence[int], into: Sequence[Root] | int) -> Make:
+    """node.reference on tensors in slots; its results go into roots, or as they are into a slot."""
+    b.sizes.add(tuple(getattr(node, f.name) for f in node.fields if f.kind != "region"))
     place = dict(zip(node.operands, slots, strict=True))
     fields = [getattr(node, f.name) for f in node.fields if f.kind == "operand"]
-    several = isinstance(node.type, tuple)
 
     def make(frame: Frame) -> Step:
         v, bound = frame.values, frame.bind(node)
@@ -71,9 +94,11 @@ def reference_call(b: Builder, node: Op, slots: Sequence[int], roots: Sequence[R
             def get() -> Any:
                 return run(*(map_values(g, lambda o: v[place[swap[id(o)]]]) for g in given))
 
-        if not several:
-            return _storing(frame, roots[0], get)
-        stores = [_store(frame, root) for root in roots]
+        if isinstance(into, int):
+            return lambda: v.__setitem__(into, get())
+        if not isinstance(node.type, tuple):
+            return _storing(frame, into[0], get)
+        stores = [_store(frame, root) for root in into]
 
         def step() -> None:
             for store, value in zip(stores, get(), strict=True):

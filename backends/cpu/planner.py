@@ -9,7 +9,7 @@ from ..base import Options
 from . import fused, images, library, movers, norms, pointwise, rows  # noqa: F401  (lowerings)
 from .aliases import alias_root, escaping
 from .builder import VIEWS, Builder
-from .host import clone_call, fallback
+from .host import clone_call, fallback, item
 from .lowering import LOWERINGS, claim
 from .plan import Plan
 from .prepare import prepare
@@ -37,7 +37,7 @@ def make_plan(graph: Graph, options: Options, without: No | None = None) -> Plan
 def lower(b: Builder, node: Op, without: No | None) -> None:
     """One node: a view, a kernel, a library routine, or ATen with the reason."""
     if isinstance(node, Item):
-        b.values[node] = b.held(node.x)[node.index]
+        item(b, node)
         return
     if node.name in VIEWS:
         b.set_view(node)

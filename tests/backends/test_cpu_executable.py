@@ -303,6 +303,24 @@ def graph(x: f32[4], z: c64[4], n: i64[4]):
         torch.testing.assert_close(got, want)
 
 
+def test_results_that_are_not_all_tensors() -> None:
+    """What torch leaves out is kept as None; only the others are read."""
+    graph = parse(
+        """
+def graph(g: f32[1, 2, 3, 3], x: f32[1, 2, 3, 3], w: f32[2, 2, 1, 1]):
+    y0: (f32[1, 2, 3, 3], (), f32[2]) = aten.convolution_backward.default(g, x, w, (2,), (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (True, False, True))
+    y1 = item(y0, index=0)
+    y2 = relu(y1)
+    y3 = item(y0, index=2)
+    return y2, y3
+"""
+    )
+    inputs = [torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3, 3), torch.randn(2, 2, 1, 1)]
+    got = find_backend("cpu").compile(graph).bind()(inputs)
+    for g, w in zip(got, interpret(graph, inputs), strict=True):
+        torch.testing.assert_close(g, w)
+
+
 def test_without_a_compiler_everything_runs_through_aten(monkeypatch) -> None:
     missing = MissingToolchain("no C++ compiler found", "install one")
     monkeypatch.setattr(cpu, "find_toolchain", lambda: missing)
