@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from effc.codegen.cpp.loops import Nest, Operand
@@ -9,12 +10,13 @@ from effc.codegen.cpp.pointwise import pointwise
 from effc.ir import Op, no, yes
 from effc.ir.rewrite import Answer
 
-from . import library
+from . import library, products
 from .builder import Builder
 from .library import ANCHORS, Inside
 from .memory import Root, whole
 from .movers import channels_split, order_of, pixels_split
 from .pointwise import is_pointwise
+from .products import Product
 from .regions import Region, broadcast, check_body, layout_order
 
 
@@ -76,6 +78,10 @@ def lower(b: Builder, node: Op) -> None:
     shuffle = _shuffle(region)
     outer = dict(zip(region.leaves, region.operands, strict=True))
     rest = [n for n in region.computed() if n is not anchor and n is not shuffle]
+    product = products.find(b, anchor, outer)
+    if product is not None:
+        _on_sums(b, node, region, anchor, product, outer, rest, shuffle)
+        return
     inside = _inside(b, region, anchor, outer, rest)
     root = library.anchor(b, anchor, outer, node, inside)
     if inside:
@@ -85,6 +91,22 @@ def lower(b: Builder, node: Op) -> None:
         b.set(node, root)
         return
     _epilogue(b, node, region, root, done, rest, shuffle)
+
+
+def _on_sums(
+    b: Builder, node: Op, region: Region, anchor: Any, product: Product, outer: Mapping[Op, Op],
+    rest: list[Op], shuffle: Any,
+) -> None:  # fmt: skip
+    """Our own product, what follows computed on its sums; a pixel shuffle in a kernel after it."""
+    read = {o for n in rest for o in n.operands}
+    leaves = {leaf: ref for leaf, ref in region.refs(b).items() if leaf in read}
+    result = region.outputs[0] if shuffle is None else shuffle.x
+    comment = region.comment(b)
+    out = products.lower(b, node, anchor, product, outer, leaves, rest, result, comment)
+    if shuffle is None:
+        b.set(node, out)
+    else:
+        _epilogue(b, node, region, out.root, result, [], shuffle)
 
 
 def _inside(b: Builder, region: Region, anchor: Op, outer: Any, rest: list[Op]) -> Inside | None:

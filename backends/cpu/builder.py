@@ -34,12 +34,14 @@ class Builder:
     names: Mapping[Op, str]
     origin: Mapping[Op, Op] = field(default_factory=dict)  # node -> the one that reports show
     escaping: frozenset[Op] = frozenset()  # values whose memory the caller gets to see
+    kernels: bool = True  # whether any can be built here
     lowered: set[Op] = field(default_factory=set)
     steps: list[KernelCall | HostCall] = field(default_factory=list)
     roots: list[Root] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
     constants: dict[Op, Root] = field(default_factory=dict)
     packed: dict[tuple[Op, str, Any], Packed] = field(default_factory=dict)
+    derived_roots: dict[int, Root] = field(default_factory=dict)  # slot -> for kernels
     values: dict[Op, Any] = field(default_factory=dict)  # Held, a tuple of them, or a number's slot
     slots: int = 0
     shown_in: dict[int, Root] = field(default_factory=dict)  # slot -> the memory its tensor shows
@@ -88,6 +90,20 @@ class Builder:
             self.held(node)
             self.packed[node, what, key] = Packed(self.new_slot(), self.constants[node], fn)
         return self.packed[node, what, key].slot
+
+    def derived_ref(
+        self, node: Op, what: str, fn: Callable[[Any], Any], count: int, key: Any = None
+    ) -> Ref:
+        """fn(constant) as kernels read it: `count` elements of the constant's type in a row."""
+        slot = self.derived(node, what, fn, key)
+        root = self.derived_roots.get(slot)
+        if root is None:
+            t = node.tensor
+            root = Root("packed", node, t.dtype, (count,), (1,), slot=slot, owned=False)
+            root.read_by_kernels = True
+            self.roots.append(root)
+            self.derived_roots[slot] = root
+        return whole(root)
 
     def set(self, node: Op, value: Ref | Root) -> None:
         """Say where a node's value is."""
@@ -214,6 +230,10 @@ class Builder:
         """Memory that our kernels write: in the arena, or the caller's where it gets out."""
         return self.new_root("output" if node in self.escaping else "arena", node, t)
 
+    def own_like(self, node: Op, value: Op) -> Root:
+        """Memory for a value inside the node, which other steps go on with."""
+        return self.new_root("arena", node, value.tensor)
+
     def error_word(self) -> Root:
         """Where a kernel says that an index was out of range; the call then raises IndexError."""
         root = next((r for r in self.roots if r.kind == "error"), None)
@@ -232,7 +252,7 @@ class Builder:
 
     def kernel(
         self, kernel: Kernel, node: Op, outs: Sequence[Ref], ins: Sequence[Ref],
-        numbers: Sequence[Dim] = (), kind: str = "kernel", note: str = "",
+        numbers: Sequence[Dim | Kernel] = (), kind: str = "kernel", note: str = "",
     ) -> None:  # fmt: skip
         """Call one of our kernels; its pointers are outs, then ins."""
         refs = (*outs, *ins)

@@ -38,9 +38,9 @@ class Frame:
         self.table = (ctypes.c_int64 * max(1, len(plan.numbered)))()
         self.error = np.zeros(1, dtype=np.int64)
         self.kept: list[Any] = []
-        self._constants(constants)
         for slot, value in packed_constants.items():
             self.values[slot] = value
+        self._constants(constants)
         self.memory = self._arena()
         names = self._names(refuse)
         exec(program.driver, names)
@@ -116,6 +116,8 @@ class Frame:
         for root in self.plan.numbered:
             if root.kind == "error":
                 self.table[root.number] = self.error.ctypes.data
+            elif root.kind == "packed":
+                self.table[root.number] = self.values[root.slot].data_ptr()
 
     def _arena(self) -> int:
         offsets, total = self.plan.arena.offsets(self.numbers)

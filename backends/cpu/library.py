@@ -22,6 +22,7 @@ from effc.ir import Op, no, yes
 from effc.ir.rewrite import Answer
 from effc.ir.types import channels_last
 
+from . import products
 from .builder import Builder
 from .frame import Frame
 from .host import library
@@ -81,7 +82,12 @@ def anchor(
 
 @lowers(*ANCHORS, check=check, native=False)
 def _lower(b: Builder, node: Op) -> None:
-    b.set(node, anchor(b, node, {o: o for o in node.operands}, node))
+    operands = {o: o for o in node.operands}
+    product = products.find(b, node, operands)
+    if product is not None:
+        b.set(node, products.lower(b, node, node, product, operands, {}, (), node))
+        return
+    b.set(node, anchor(b, node, operands, node))
 
 
 # ------------------------------------------------------------------ convolutions

@@ -22,8 +22,9 @@ ALIGN = 64  # bytes; a cache line, and the widest vector
 class Root:
     """One allocation.
 
-    kind: "input" | "const" (known at bind) | "dynamic" (a torch tensor made by a library routine
-    or a fallback) | "arena" (ours, lives inside a call) | "output" (ours, handed to the caller).
+    kind: "input" | "const" (known at bind) | "packed" (made of a constant at bind) |
+    "dynamic" (a torch tensor made by a library routine or a fallback) | "arena" (ours, lives
+    inside a call) | "output" (ours, handed to the caller).
     strides: what kernels rely on; an input or dynamic tensor that has others is packed first.
     """
 

@@ -62,7 +62,8 @@ class Plan:
     @cached_property
     def kernels(self) -> dict[str, Kernel]:
         """Distinct kernels by name, in order of first use."""
-        return {s.kernel.name: s.kernel for s in self.steps if isinstance(s, KernelCall)}
+        calls = (s for s in self.steps if isinstance(s, KernelCall))
+        return {k.name: k for call in calls for k in call.kernels}
 
     @cached_property
     def launches(self) -> tuple[Launch, ...]:
@@ -105,6 +106,16 @@ class Plan:
         return [slot for i in range(at, at + count) for slot in self.drops.get(i, ())]
 
 
+@dataclass(frozen=True)
+class Part:
+    """A translation unit and what was built of it; functions: the kernels that the plan calls."""
+
+    name: str
+    source: str
+    library: Library
+    functions: tuple[str, ...] = ()
+
+
 @dataclass(eq=False)
 class Program:
     """A plan with its kernels built and loaded."""
@@ -114,6 +125,14 @@ class Program:
     libraries: list[Library] = field(default_factory=list)
     runner: Library | None = None
     owner: dict[str, Library] = field(default_factory=dict)  # kernel name -> its library
+    parts: list[Part] = field(default_factory=list)
+
+    def add(self, part: Part) -> None:
+        """Take the kernels of a library, or the runner where it has none."""
+        self.parts.append(part)
+        self.owner.update((name, part.library) for name in part.functions)
+        if not part.functions:
+            self.runner = part.library
 
     @cached_property
     def run(self) -> Any:

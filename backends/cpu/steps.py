@@ -22,8 +22,12 @@ class KernelCall:
 
     kernel: Kernel
     refs: tuple[Ref, ...]
-    numbers: tuple[Dim, ...]
+    numbers: tuple[Dim | Kernel, ...]  # a kernel stands for its address
     launch: Launch
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        return (self.kernel, *(n for n in self.numbers if isinstance(n, Kernel)))
 
 
 @dataclass(eq=False)

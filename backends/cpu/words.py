@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import sympy
 
+from effc.codegen.cpp.kernel import Kernel
+
 from .sizes import Numbers, Sizes
 from .steps import KernelCall
 
@@ -30,7 +32,10 @@ class Words:
                 self.template.append(ref.root.number)
                 self._add(ref.offset, ref.dtype.bits // 8, sizes)
             for number in call.numbers:
-                self._add(number, 1, sizes)
+                if isinstance(number, Kernel):
+                    self.template.append(address(number))
+                else:
+                    self._add(number, 1, sizes)
         self.data = np.array(self.template, dtype=np.int64)
         self._places = np.array(self.places, dtype=np.intp)
         self._indices = np.array(self.indices, dtype=np.intp)

@@ -24,19 +24,28 @@ TEMPLATES = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Kernel:
-    """name: also of the C function. comment: what it was made for, one line each."""
+    """name: also of the C function. comment: what it was made for, one line each. alone: a whole
+    translation unit, the same for every model."""
 
     name: str
     body: str
     comment: tuple[str, ...] = ()
     pointers: int = 0
     numbers: int = 0
+    alone: bool = False
+
+    @property
+    def code(self) -> str:
+        """The function's text without what is for people: what decides its object."""
+        return self.body if self.alone else self.body.replace("@NAME@", self.name).strip()
 
     @property
     def source(self) -> str:
         """The function's text; include effc.h once before it."""
+        if self.alone:
+            return self.body
         lines = [f"// {line}" for line in self.comment]
-        return "\n".join([*lines, self.body.replace("@NAME@", self.name).strip(), ""])
+        return "\n".join([*lines, self.code, ""])
 
 
 @lru_cache(maxsize=1)
@@ -70,4 +79,6 @@ def tidy(text: str) -> str:
 
 def unit(kernels: Sequence[Kernel]) -> str:
     """One translation unit of several kernels."""
+    if kernels[0].alone:
+        return kernels[0].source
     return "\n".join(['#include "effc.h"\n', *(k.source for k in kernels)])

@@ -51,14 +51,6 @@ def test_convolution_and_what_follows(compiled, name, layout) -> None:
         run(torch.randn(n, 8, h, w), torch.randn(n, 12, h, w), torch.randn(12, 1, 1))
 
 
-def test_nan_survives_a_relu_after_a_convolution(compiled) -> None:
-    run = compiled(conv("channels_last", EPILOGUES["relu"]))
-    x = torch.randn(1, 8, 5, 5)
-    x[0, 0, 2, 2] = float("nan")
-    (out,) = run(x, torch.randn(1, 12, 5, 5), torch.randn(12, 1, 1))
-    assert out.isnan().any()
-
-
 @pytest.mark.parametrize("layout", ["row_major", "channels_last"])
 def test_pixel_shuffle_is_part_of_the_epilogue(compiled, layout) -> None:
     source = f"""

@@ -1,0 +1,250 @@
+"""Matrix products and convolutions in our own kernels, with what follows computed on the sums.
+
+Taken: float32 `linear`, and `conv2d` of one group in channels-last memory with a constant weight.
+3x3 convolutions of stride 1 go through Winograd's transform where the cost model says that pays;
+its interpolation points keep the error that of a plain sum (core/winograd.cpp). Everything else is
+a library routine (library.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from effc.codegen.cpp.kernel import Kernel
+from effc.codegen.cpp.loops import Nest, Operand
+from effc.codegen.cpp.products import F32, TILES, Tile, core, epilogue
+from effc.codegen.cpp.region import Statements
+from effc.ir import Op, no, yes
+from effc.ir.rewrite import Answer
+from effc.ir.symbols import Dim
+from effc.ir.types import channels_last
+
+from .builder import Builder
+from .features import CpuFeatures, detect
+from .memory import Ref, whole
+from .regions import broadcast, layout_order
+
+BLOCK = 96  # rows of a block: whole tiles of every instruction set
+FEW_CHANNELS = 8  # fewer do not fill a run of products: pixels are gathered first
+POINTS, OUT = 36, 4  # of Winograd's F(4x4, 3x3)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A call of a core, without its epilogue."""
+
+    core: Kernel
+    x: Ref
+    w: Ref
+    numbers: tuple[Dim, ...]
+    note: str = ""
+
+
+def takes(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Answer:
+    """Whether a kernel here computes the anchor; operands are its values in the plan."""
+    if not b.kernels:
+        return no("no kernels are built", at=node)
+    if node.name not in ("linear", "conv2d"):
+        return no("{} goes to a library", node.name, at=node)
+    if node.tensor.dtype != F32:
+        return no("{} of {} goes to a library", node.name, node.tensor.dtype, at=node)
+    if node.name == "linear":
+        return yes
+    if node.groups != 1:
+        return no("a convolution of {} groups goes to a library", node.groups, at=node)
+    if node.x.tensor.layout != channels_last or node.tensor.layout != channels_last:
+        return no("a convolution in row-major memory goes to a library", at=node)
+    if not b.is_constant(operands[node.w]):
+        return no("the weight is no constant", at=node)
+    return yes
+
+
+def find(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
+    """The call that computes the anchor, or None where a library does."""
+    if not takes(b, node, operands):
+        return None
+    make = _linear if node.name == "linear" else _convolution
+    return make(b, node, operands)
+
+
+def lower(
+    b: Builder, shown: Op, anchor: Any, product: Product, operands: Mapping[Op, Op],
+    leaves: Mapping[Op, Ref], rest: Sequence[Op], result: Op, comment: Sequence[str] = (),
+) -> Ref:  # fmt: skip
+    """Compute the anchor and the pointwise nodes `rest`, and give where their result is.
+
+    leaves: what `rest` reads besides the anchor.
+    """
+    t = anchor.tensor
+    goes_on = shown.tensor.shape != t.shape  # other steps finish what is shown
+    (out,) = (whole(b.own_like(shown, result)),) if goes_on else b.results(shown)
+    refs = {leaf: broadcast(b, ref, t.shape) for leaf, ref in leaves.items()}
+    if anchor.bias is not None:
+        channel = 1 if anchor.name == "conv2d" else t.rank - 1
+        bias = b.ref(operands[anchor.bias])
+        strides = tuple(bias.strides[0] if a == channel else 0 for a in range(t.rank))
+        refs[_BIAS] = bias.with_(shape=t.shape, strides=strides)
+
+    def body(s: Statements, total: tuple[Any, ...]) -> Any:
+        s.values[anchor] = total
+        if anchor.bias is not None:
+            text = f"{total[0]} + {s.values[_BIAS][0]}"
+            s.values[anchor] = s.let(F32, text, True)
+        for n in rest:
+            s.add(n)
+        return s.values[result]
+
+    order = layout_order(t)
+    walked = [Operand(r.dtype, tuple(r.strides[a] for a in order)) for r in (out, *refs.values())]
+    nest = Nest(tuple(t.shape[a] for a in order), tuple(walked))
+    made = epilogue(nest, list(refs), body, comment=comment)
+    numbers = (made.kernel, *product.numbers, *made.numbers)
+    b.kernel(product.core, shown, [out], [product.x, product.w, *refs.values()], numbers,
+             note=product.note)  # fmt: skip
+    return out
+
+
+_BIAS: Any = "bias"  # stands for the anchor's bias among leaves, which are nodes
+
+
+def tile() -> Tile:
+    cpu = detect()
+    return TILES[cpu.level if isinstance(cpu, CpuFeatures) else "default"]
+
+
+def up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
+
+
+# ------------------------------------------------------------------ linear
+
+
+def _linear(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
+    x, w = b.ref(operands[node.x]), b.ref(operands[node.w])
+    results, depth = node.w.tensor.shape
+    rows = Nest(x.shape[:-1], (Operand(x.dtype, x.strides[:-1]),)).collapsed().at_least(1)
+    if rows.rank > 1 or not (_unit(x, -1) and _unit(w, -1)):
+        return None
+    made = core("linear", 3, 8)
+    numbers = (rows.sizes[0], results, depth, rows.operands[0].strides[0], w.strides[0], BLOCK,
+               up(64, tile().panel))  # fmt: skip
+    return Product(made, x, w, numbers)
+
+
+def _unit(ref: Ref, axis: int) -> bool:
+    return ref.strides[axis] == 1 or ref.shape[axis] == 1
+
+
+# ------------------------------------------------------------------ convolutions
+
+
+def _convolution(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
+    x = b.ref(operands[node.x])
+    batch, channels, height, width = node.x.tensor.shape
+    results, _, tall, broad = node.w.tensor.shape
+    _, _, high, wide = node.tensor.shape
+    if not _unit(x, 1) or not all(isinstance(n, int) for n in (channels, results, tall, broad)):
+        return None
+    steps = (x.strides[0], x.strides[2], x.strides[3])
+    sizes = (batch, height, width, channels, results, high, wide, *steps)
+    constant = operands[node.w]
+    if winograd_pays(node):
+        count = POINTS * channels * up(results, tile().width)
+        w = b.derived_ref(constant, "points", at_points, count, tile())
+        return Product(core("winograd", 3, 14), x, w, (*sizes, *node.padding, winograd_run(node)),
+                       "Winograd F(4x4, 3x3)")  # fmt: skip
+    count = tall * broad * channels * up(results, tile().width)
+    w = b.derived_ref(constant, "panels", convolution_panels, count, tile())
+    chunk = up(min(results, 128), tile().panel)
+    gather = int(channels < FEW_CHANNELS)
+    window = (tall, broad, *node.stride, *node.padding, *node.dilation)
+    return Product(core("convolution", 3, 22), x, w, (*sizes, *window, BLOCK, chunk, gather))
+
+
+def panels(w: torch.Tensor) -> torch.Tensor:
+    """[depth, results] in panels, the last one as wide as whole vectors need; flat."""
+    shape = tile()
+    depth, results = w.shape
+    w = torch.nn.functional.pad(w, (0, up(results, shape.width) - results))
+    full = w.shape[1] // shape.panel * shape.panel
+    parts = w[:, :full].reshape(depth, -1, shape.panel).permute(1, 0, 2)
+    return torch.cat([parts.flatten(), w[:, full:].flatten()])
+
+
+def convolution_panels(w: torch.Tensor) -> torch.Tensor:
+    """[results, channels, height, width] -> panels over (height, width, channels)."""
+    return panels(w.permute(2, 3, 1, 0).flatten(0, 2))
+
+
+def at_points(w: torch.Tensor) -> torch.Tensor:
+    """[results, channels, 3, 3] at Winograd's points, in panels: G w G^T, computed in float64.
+
+    Row i of G evaluates 1, p, p^2 at point i over the product of its distances to the others; the
+    last one is the point at infinity.
+    """
+    points = [0.0, 0.75, -0.75, 1.5, -1.5]
+    rows = []
+    for i, p in enumerate(points):
+        scale = 1.0
+        for j, q in enumerate(points):
+            scale *= 1.0 if i == j else p - q
+        rows.append([1 / scale, p / scale, p * p / scale])
+    g = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
+    made = torch.einsum("ia,kcab,jb->ijck", g, w.double(), g).flatten(0, 1).to(w.dtype)
+    return torch.cat([panels(point) for point in made])
+
+
+# ------------------------------------------------------------------ what pays
+
+
+def winograd_pays(node: Any) -> bool:
+    """3x3, stride 1, and the transforms and the larger weights cost less than the products saved.
+
+    Counted in products of vectors, which the inner loops issue at the same rate; a weight that does
+    not stay in the cache is charged its way from memory.
+    """
+    results, channels, tall, broad = node.w.tensor.shape
+    if (tall, broad) != (3, 3) or any(s != 1 for s in (*node.stride, *node.dilation)):
+        return False
+    if channels < 8 or results < 8:
+        return False
+    batch, _, high, wide = (_guess(n) for n in node.tensor.shape)
+    tiles = batch * -(-high // OUT) * -(-wide // OUT)
+    plain = 9 * channels * results * batch * high * wide + 9 * channels * results * AWAY
+    ours = tiles * (POINTS * channels * results + TRANSFORM * (channels + results))
+    passes = -(-tiles // winograd_run(node))
+    large = POINTS * channels * results * 4 > _l2()
+    ours += POINTS * channels * results * (AWAY + (passes * NEAR if large else 0))
+    return ours < plain
+
+
+AWAY = 16  # products in the time a number takes from memory
+NEAR = 3  # the same from the third-level cache
+TRANSFORM = 350  # operations a channel and tile, with their loads and stores
+
+
+def winograd_run(node: Any) -> int:
+    """Tiles of a run: the transforms of a run stay in the second-level cache."""
+    results, channels, _, _ = node.w.tensor.shape
+    rows = tile().rows
+    each = 4 * (POINTS * (channels + results) + OUT * OUT * results)
+    fits = int(_l2() * 0.6) // each // rows
+    least = 4 if POINTS * channels * results * 4 > _l2() else 2  # weights are read once a run
+    return max(least, min(fits, 8)) * rows
+
+
+def _l2() -> int:
+    cpu = detect()
+    return cpu.l2 if isinstance(cpu, CpuFeatures) else 512 << 10
+
+
+def _guess(size: Dim) -> int:
+    """A size not known yet is taken to be a picture of some extent."""
+    return size if isinstance(size, int) else 64
+
+
+__all__ = ["Product", "at_points", "convolution_panels", "find", "lower", "panels", "takes"]
