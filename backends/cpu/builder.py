@@ -226,13 +226,9 @@ class Builder:
 
     # -------------------------------------------------------------- what a step writes
 
-    def own(self, node: Op, t: Tensor) -> Root:
+    def own(self, node: Op, t: Tensor, strides: Sequence[Dim] | None = None) -> Root:
         """Memory that our kernels write: in the arena, or the caller's where it gets out."""
-        return self.new_root("output" if node in self.escaping else "arena", node, t)
-
-    def own_like(self, node: Op, value: Op) -> Root:
-        """Memory for a value inside the node, which other steps go on with."""
-        return self.new_root("arena", node, value.tensor)
+        return self.new_root("output" if node in self.escaping else "arena", node, t, strides)
 
     def error_word(self) -> Root:
         """Where a kernel says that an index was out of range; the call then raises IndexError."""

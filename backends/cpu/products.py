@@ -8,6 +8,7 @@ a library routine (library.py).
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,22 +39,24 @@ class Product:
     """A call of a core, without its epilogue."""
 
     core: Kernel
-    x: Ref
-    w: Ref
+    refs: tuple[Ref, ...]  # what the core reads
     numbers: tuple[Dim, ...]
     note: str = ""
+    strides: tuple[Dim, ...] | None = None  # of its result; None: packed in the layout of its type
 
 
 def takes(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Answer:
     """Whether a kernel here computes the anchor; operands are its values in the plan."""
     if not b.kernels:
         return no("no kernels are built", at=node)
-    if node.name not in ("linear", "conv2d"):
+    if node.name not in MAKERS:
         return no("{} goes to a library", node.name, at=node)
     if node.tensor.dtype != F32:
         return no("{} of {} goes to a library", node.name, node.tensor.dtype, at=node)
-    if node.name == "linear":
-        return yes
+    return _takes_convolution(b, node, operands) if node.name == "conv2d" else yes
+
+
+def _takes_convolution(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Answer:
     if node.groups != 1:
         return no("a convolution of {} groups goes to a library", node.groups, at=node)
     if node.x.tensor.layout != channels_last or node.tensor.layout != channels_last:
@@ -67,8 +70,7 @@ def find(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
     """The call that computes the anchor, or None where a library does."""
     if not takes(b, node, operands):
         return None
-    make = _linear if node.name == "linear" else _convolution
-    return make(b, node, operands)
+    return MAKERS[node.name](b, node, operands)
 
 
 def lower(
@@ -81,17 +83,18 @@ def lower(
     """
     t = anchor.tensor
     goes_on = shown.tensor.shape != t.shape  # other steps finish what is shown
-    (out,) = (whole(b.own_like(shown, result)),) if goes_on else b.results(shown)
+    out = whole(b.own(result if goes_on else shown, result.tensor, product.strides))
     refs = {leaf: broadcast(b, ref, t.shape) for leaf, ref in leaves.items()}
-    if anchor.bias is not None:
+    bias_of = getattr(anchor, "bias", None)
+    if bias_of is not None:
         channel = 1 if anchor.name == "conv2d" else t.rank - 1
-        bias = b.ref(operands[anchor.bias])
+        bias = b.ref(operands[bias_of])
         strides = tuple(bias.strides[0] if a == channel else 0 for a in range(t.rank))
         refs[_BIAS] = bias.with_(shape=t.shape, strides=strides)
 
     def body(s: Statements, total: tuple[Any, ...]) -> Any:
         s.values[anchor] = total
-        if anchor.bias is not None:
+        if bias_of is not None:
             text = f"{total[0]} + {s.values[_BIAS][0]}"
             s.values[anchor] = s.let(F32, text, True)
         for n in rest:
@@ -101,9 +104,10 @@ def lower(
     order = layout_order(t)
     walked = [Operand(r.dtype, tuple(r.strides[a] for a in order)) for r in (out, *refs.values())]
     nest = Nest(tuple(t.shape[a] for a in order), tuple(walked))
-    made = epilogue(nest, list(refs), body, comment=comment)
+    first = 1 + len(product.refs)
+    made = epilogue(nest, list(refs), body, first=first, comment=comment)
     numbers = (made.kernel, *product.numbers, *made.numbers)
-    b.kernel(product.core, shown, [out], [product.x, product.w, *refs.values()], numbers,
+    b.kernel(product.core, shown, [out], [*product.refs, *refs.values()], numbers,
              note=product.note)  # fmt: skip
     return out
 
@@ -132,7 +136,7 @@ def _linear(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
     made = core("linear", 3, 8)
     numbers = (rows.sizes[0], results, depth, rows.operands[0].strides[0], w.strides[0], BLOCK,
                up(64, tile().panel))  # fmt: skip
-    return Product(made, x, w, numbers)
+    return Product(made, (x, w), numbers)
 
 
 def _unit(ref: Ref, axis: int) -> bool:
@@ -155,14 +159,72 @@ def _convolution(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | 
     if winograd_pays(node):
         count = POINTS * channels * up(results, tile().width)
         w = b.derived_ref(constant, "points", at_points, count, tile())
-        return Product(core("winograd", 3, 14), x, w, (*sizes, *node.padding, winograd_run(node)),
+        return Product(core("winograd", 3, 14), (x, w), (*sizes, *node.padding, winograd_run(node)),
                        "Winograd F(4x4, 3x3)")  # fmt: skip
     count = tall * broad * channels * up(results, tile().width)
     w = b.derived_ref(constant, "panels", convolution_panels, count, tile())
     chunk = up(min(results, 128), tile().panel)
     gather = int(channels < FEW_CHANNELS)
     window = (tall, broad, *node.stride, *node.padding, *node.dilation)
-    return Product(core("convolution", 3, 22), x, w, (*sizes, *window, BLOCK, chunk, gather))
+    return Product(core("convolution", 3, 22), (x, w), (*sizes, *window, BLOCK, chunk, gather))
+
+
+# ------------------------------------------------------------------ attention
+
+
+def _attention(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
+    q, k, v = (b.ref(operands[o]) for o in (node.q, node.k, node.v))
+    *lead, queries, results = node.tensor.shape
+    keys, depth = node.k.tensor.shape[-2:]
+    if len(lead) > 2 or not isinstance(depth, int) or not all(_unit(r, -1) for r in (q, k, v)):
+        return None
+    heads = lead[-1] if lead else 1
+    sharing: Dim = 1
+    if node.gqa:
+        kept = node.k.tensor.shape[-3] if lead else 1
+        if not (isinstance(heads, int) and isinstance(kept, int)):
+            return None
+        sharing = heads // kept
+    q = _with_heads(b, q, (*lead, queries, depth))
+    shared = (*lead[:-1], heads // sharing) if lead else ()
+    k = _with_heads(b, k, (*shared, keys, depth))
+    v = _with_heads(b, v, (*shared, keys, results))
+    mask, kind, steps = q, 0, (0, 0, 0, 0)
+    if node.mask is not None:
+        mask = _with_heads(b, b.ref(operands[node.mask]), (*lead, queries, keys))
+        kind, steps = (1 if node.mask.dtype == F32 else 2), mask.strides
+    scale = depth**-0.5 if node.scale is None and depth else node.scale or 0.0
+    numbers = (
+        *q.shape[:2], queries, keys, depth, results, sharing, _bits(scale), int(node.causal),
+        kind, *q.strides[:3], *k.strides[:3], *v.strides[:3], *steps,
+    )  # fmt: skip
+    strides = _heads_inside(node.tensor.shape)
+    return Product(core("attention", 5, 24), (q, k, v, mask), numbers, strides=strides)
+
+
+def _with_heads(b: Builder, ref: Ref, shape: tuple[Dim, ...]) -> Ref:
+    """The ref along `shape`, as [batch, heads, rows, columns]."""
+    ref = broadcast(b, ref, shape)
+    more = 4 - len(shape)
+    return ref.with_(shape=(1,) * more + ref.shape, strides=(0,) * more + ref.strides)
+
+
+def _bits(value: float) -> int:
+    return struct.unpack("q", struct.pack("d", value))[0]
+
+
+def _heads_inside(shape: tuple[Dim, ...]) -> tuple[Dim, ...] | None:
+    """Strides of [batch, rows, heads, size] for [batch, heads, rows, size], as torch gives them:
+    what reads the result mostly joins heads and size."""
+    if len(shape) != 4:
+        return None
+    _, heads, rows, size = shape
+    return (rows * heads * size, size, heads * size, 1)
+
+
+MAKERS = {"linear": _linear, "conv2d": _convolution, "attention": _attention}
+
+# ------------------------------------------------------------------ packed weights
 
 
 def panels(w: torch.Tensor) -> torch.Tensor:

@@ -46,16 +46,17 @@ EFFC_INLINE int64_t grain_of(int64_t products) { return 1 + 500000 / (products +
 typedef void (*Epilogue)(char* const* p, const int64_t* n, const float* sums, int64_t ld, int64_t row,
                          int64_t rows, int64_t column, int64_t columns);
 
-// One tile of C = A B, B packed: a row of VECTORS vectors for each k. Row i of A is given by `runs`
-// pointers rows[i * runs ...], each to `k` numbers that lie together.
+// One tile of C = A B, or C += A B. B has a row of VECTORS vectors for each k, ldb apart. Row i of A is
+// given by `runs` pointers rows[i * runs ...], each to `k` numbers that lie together.
 template <int ROWS, int VECTORS>
-static void tile(const float* const* rows, int64_t runs, int64_t k, const float* b, float* c, int64_t ldc) {
+static void tile(const float* const* rows, int64_t runs, int64_t k, const float* b, int64_t ldb, float* c,
+                 int64_t ldc, bool add) {
   vec sums[ROWS][VECTORS] = {};
   for (int64_t r = 0; r < runs; ++r) {
     const float* a[ROWS];
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) a[i] = rows[i * runs + r];
-    for (int64_t s = 0; s < k; ++s, b += VECTORS * WIDTH) {
+    for (int64_t s = 0; s < k; ++s, b += ldb) {
       vec right[VECTORS];
 #pragma GCC unroll 4
       for (int j = 0; j < VECTORS; ++j) right[j] = load_vec(b + j * WIDTH);
@@ -70,11 +71,14 @@ static void tile(const float* const* rows, int64_t runs, int64_t k, const float*
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; ++j) store_vec(c + i * ldc + j * WIDTH, sums[i][j]);
+    for (int j = 0; j < VECTORS; ++j) {
+      float* to = c + i * ldc + j * WIDTH;
+      store_vec(to, add ? load_vec(to) + sums[i][j] : sums[i][j]);
+    }
   }
 }
 
-typedef void (*Tile)(const float* const*, int64_t, int64_t, const float*, float*, int64_t);
+typedef void (*Tile)(const float* const*, int64_t, int64_t, const float*, int64_t, float*, int64_t, bool);
 
 template <int VECTORS, int... I>
 EFFC_INLINE Tile rows_of(int64_t rows, std::integer_sequence<int, I...>) {
@@ -89,18 +93,32 @@ EFFC_INLINE Tile tile_of(int64_t rows, int64_t vectors) {
   return rows_of<2>(rows, upto);
 }
 
-// C[count, n] = rows of A times packed B, whose panels of PANEL columns lie one after the other; the
-// last one has as many vectors as it needs. ldc holds whole vectors.
+// C[count, n] = rows of A times packed B, or += that. Panels of PANEL columns of B lie one after the
+// other; the last one has as many vectors as it needs. ldc holds whole vectors.
 EFFC_INLINE void panels_product(const float* const* rows, int64_t count, int64_t runs, int64_t k,
-                                const float* b, int64_t n, float* c, int64_t ldc) {
+                                const float* b, int64_t n, float* c, int64_t ldc, bool add = false) {
   for (int64_t j = 0; j < n; j += PANEL, b += runs * k * PANEL) {
-    const int64_t vectors = (least(n - j, PANEL) + WIDTH - 1) / WIDTH;
+    const int64_t vectors = (least(n - j, PANEL) + WIDTH - 1) / WIDTH, ldb = vectors * WIDTH;
     const Tile whole = tile_of(TILE_ROWS, vectors);
     int64_t i = 0;
     for (; i + TILE_ROWS <= count; i += TILE_ROWS) {
-      whole(rows + i * runs, runs, k, b, c + i * ldc + j, ldc);
+      whole(rows + i * runs, runs, k, b, ldb, c + i * ldc + j, ldc, add);
     }
-    if (i < count) tile_of(count - i, vectors)(rows + i * runs, runs, k, b, c + i * ldc + j, ldc);
+    if (i < count) {
+      tile_of(count - i, vectors)(rows + i * runs, runs, k, b, ldb, c + i * ldc + j, ldc, add);
+    }
+  }
+}
+
+// The same with B as it lies, rows of whole vectors ldb apart: where it is read once.
+EFFC_INLINE void rows_product(const float* const* rows, int64_t count, int64_t k, const float* b, int64_t ldb,
+                              int64_t n, float* c, int64_t ldc, bool add) {
+  for (int64_t j = 0; j < n; j += PANEL) {
+    const int64_t vectors = (least(n - j, PANEL) + WIDTH - 1) / WIDTH;
+    for (int64_t i = 0; i < count; i += TILE_ROWS) {
+      const Tile some = tile_of(least(TILE_ROWS, count - i), vectors);
+      some(rows + i, 1, k, b + j, ldb, c + i * ldc + j, ldc, add);
+    }
   }
 }
 

@@ -21,7 +21,6 @@ from .region import Statements, store
 from .scalar import storage
 
 F32 = DTYPES["f32"]
-FIRST = 3  # pointers before an epilogue's own: result, operand, weight
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,10 @@ def epilogue(
     leaves: Sequence[Any],
     body: Callable[[Statements, tuple[Any, ...]], Any],
     *,
+    first: int,
     comment: Iterable[str] = (),
 ) -> Made:
-    """What follows a product.
+    """What follows a product. first: the place of its own operands among the call's pointers.
 
     nest: the result's dimensions in order of memory, those of its columns last; operands are the
     result's, then those of the leaves. body(statements, sum) gives what to store.
@@ -75,7 +75,7 @@ def epilogue(
         qualified = f"{'const ' if i else ''}{storage(operand.dtype)}"
         operands.append({
             "name": name, "qualified": qualified, "row": "".join(rows),
-            "place": FIRST + i - 1 if i else 0, "column": " + column" if across == 1 else "",
+            "place": first + i - 1 if i else 0, "column": " + column" if across == 1 else "",
             "late": stride if across is None else "",
         })  # fmt: skip
         places.append(f"{name}r{step('j', stride)}")

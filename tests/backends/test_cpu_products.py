@@ -193,6 +193,99 @@ def test_winograd_is_as_exact_as_a_plain_sum(compiled) -> None:
     assert error(ours) < 2 * error(plain)
 
 
+ATTENTION = """
+def graph(q: f32[B, H, N, D], k: f32[B, G, M, D], v: f32[B, G, M, E], m: f32[N, M], z: f32[B, H, N, E], k4: bool[B, 1, N, M]):
+    def body(q: f32[B, H, N, D], k: f32[B, G, M, D], v: f32[B, G, M, E], m: f32[N, M], z: f32[B, H, N, E]):
+        y0 = attention(q, k, v, m, gqa=GQA, scale=-0.2)
+        y1 = mul(y0, z)
+        return y1,
+    y0: f32[B, H, N, E] = fused((q, k, v, m, z), body=body)
+    y1 = attention(q, k, v, causal=True, gqa=GQA)
+    y2 = attention(q, k, v, k4, gqa=GQA)
+    return y0, y1, y2
+"""
+
+
+def run_attention(make, b, heads, kept, queries, keys, depth, results) -> None:
+    source = ATTENTION.replace("GQA", str(heads != kept))
+    sizes = {"B": b, "H": heads, "G": kept, "D": depth, "E": results}
+    for name, value in sizes.items():
+        for before, after in (("[", ","), (" ", ","), (" ", "]")):
+            source = source.replace(f"{before}{name}{after}", f"{before}{value}{after}")
+    run = make(source)
+    assert called(run) == ["effc_attention"] * 3
+    for n, m in zip(queries, keys, strict=True):
+        keep = torch.rand(b, 1, n, m) < 0.7
+        keep[..., :1] = True
+        run(
+            torch.randn(b, heads, n, depth), torch.randn(b, kept, m, depth),
+            torch.randn(b, kept, m, results), torch.randn(n, m), torch.randn(b, heads, n, results),
+            keep,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "heads, kept, depth, results", [(4, 4, 16, 16), (6, 2, 5, 9), (1, 1, 40, 7), (2, 1, 64, 64)]
+)
+def test_attention(compiled, level, heads, kept, depth, results) -> None:
+    queries, keys = (1, 3, 4, 5, 97, 200, 400), (250, 7, 193, 1, 97, 200, 390)
+    run_attention(compiled, 2, heads, kept, queries, keys, depth, results)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 20), st.integers(1, 20))
+def test_attention_of_any_size(queries, keys, depth, results) -> None:
+    from .conftest import Compiled
+
+    run_attention(Compiled, 1, 2, 2, (queries,), (keys,), depth, results)
+
+
+def test_attention_reads_heads_as_they_lie(compiled) -> None:
+    """Heads inside rows, as a split projection gives them; few and many queries, several threads."""
+    source = """
+def graph(x: f32[2, N, 96], y: f32[M, 8], z: f32[3, M, 8]):
+    y0 = reshape(x, to=(2, N, 3, 4, 8))
+    y1 = permute(y0, dims=(2, 0, 3, 1, 4))
+    y2 = slice(y1, dim=0, start=0, size=1)
+    y3 = slice(y1, dim=0, start=1, size=1)
+    y4 = slice(y1, dim=0, start=2, size=1)
+    y5 = reshape(y2, to=(2, 4, N, 8))
+    y6 = reshape(y3, to=(2, 4, N, 8))
+    y7 = reshape(y4, to=(2, 4, N, 8))
+    y8 = attention(y5, y6, y7, causal=True)
+    y9 = permute(y8, dims=(0, 2, 1, 3))
+    y10 = reshape(y9, to=(2, N, 32))
+    y11 = attention(y, y, y)
+    y12 = attention(z, y, z)
+    return y10, y8, y11, y12
+"""
+    for threads in (1, 3):
+        run = compiled(source, threads=threads)
+        assert "copy" not in [e.kind for e in run.executable.launches]
+        for n, m in ((1, 1), (3, 40), (50, 2), (1000, 300)):
+            run(torch.randn(2, n, 96), torch.randn(m, 8), torch.randn(3, m, 8))
+
+
+def test_attention_of_large_and_forbidden_scores(compiled) -> None:
+    """Sums stay finite, and a query that sees nothing gives what torch gives."""
+    run = compiled(
+        """
+def graph(q: f32[1, 1, 5, 4], k: f32[1, 1, 300, 4], v: f32[1, 1, 300, 4], m: f32[5, 300], b: bool[5, 300]):
+    y0 = attention(q, k, v, m)
+    y1 = attention(q, k, v, b)
+    return y0, y1
+"""
+    )
+    q, k, v = torch.randn(1, 1, 5, 4), torch.randn(1, 1, 300, 4), torch.randn(1, 1, 300, 4)
+    mask = torch.randn(5, 300) * 100
+    mask[0] = -torch.inf
+    mask[1, :250] = -torch.inf
+    mask[2, 3:] = -torch.inf
+    run(q * 100, k, v, mask, mask > -torch.inf)
+    k[0, 0, 7, 1] = torch.nan
+    run(q, k, v, mask, mask > -torch.inf)
+
+
 def test_dynamic_sizes_and_threads(compiled) -> None:
     source = """
 def graph(x: f32[N, 16, H, W] @ channels_last):
@@ -252,6 +345,8 @@ EFFC_EXPORT int effc_tile_sizes(int i) {
 """
     cpu = detect()
     for name, flags in ((cpu.level, cpu.flags()), ("avx512", (*cpu.flags(), "-DEFFC_WIDE"))):
-        sizes = build(source, flags=flags).function("effc_tile_sizes", ctypes.c_int, restype=ctypes.c_int)
+        sizes = build(source, flags=flags).function(
+            "effc_tile_sizes", ctypes.c_int, restype=ctypes.c_int
+        )
         tile = TILES[name]
         assert [sizes(i) for i in range(3)] == [tile.width, tile.vectors, tile.rows]
