@@ -26,7 +26,7 @@ EFFC_INLINE float weight_of(float x) {
   q = q * r + 2.4022648e-1f;
   q = q * r + 6.9314718e-1f;
   q = q * r + 1.0f;
-  return x < -126.0f ? 0.0f : q * bit_cast<float>((bit_cast<int32_t>(t) + 127) << 23);
+  return x < -126.0f ? 0.0f : q * bit_cast<float>((bit_cast<uint32_t>(t) + 127u) << 23);
 }
 
 // Where the scores of a block stand: query i is at place + i, key j at key + j.
