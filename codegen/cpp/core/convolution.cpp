@@ -27,6 +27,32 @@ EFFC_INLINE void point(const float* x, const Window& s, int64_t h, int64_t w, co
   }
 }
 
+// The pixels under the kernel at one place, copied side by side. Those of one kernel row lie together
+// in the input unless some are skipped.
+EFFC_INLINE void gather(const float* x, const Window& s, int64_t h, int64_t w, float* to) {
+  const int64_t top = h * s.stride_h - s.pad_h, left = w * s.stride_w - s.pad_w, run = s.broad * s.channels;
+  const bool together =
+      s.step_w == 1 && s.pixel == s.channels && left >= 0 && left + s.broad <= s.width;
+  for (int64_t i = 0; i < s.tall; ++i, to += run) {
+    const int64_t y = top + i * s.step_h;
+    if (y < 0 || y >= s.height) {
+      for (int64_t c = 0; c < run; ++c) to[c] = 0;
+    } else if (together) {
+      const float* from = x + y * s.line + left * s.pixel;
+      int64_t c = 0;
+      for (; c + WIDTH <= run; c += WIDTH) store_vec(to + c, load_vec(from + c));
+      for (; c < run; ++c) to[c] = from[c];
+    } else {
+      for (int64_t j = 0; j < s.broad; ++j) {
+        const int64_t z = left + j * s.step_w;
+        const bool inside = z >= 0 && z < s.width;
+        const float* from = x + y * s.line + z * s.pixel;
+        for (int64_t c = 0; c < s.channels; ++c) to[j * s.channels + c] = inside ? from[c] : 0.0f;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace effc
 
@@ -41,14 +67,15 @@ EFFC_EXPORT void effc_convolution(char* const* p, const int64_t* n, int64_t thre
   const int64_t batch = n[1], results = n[5], high = n[6], wide = n[7];
   const Window s = {n[2], n[3], n[4], n[11], n[12], n[13], n[14], n[15], n[16],
                     n[17], n[18], n[9],  n[10]};
-  const int64_t chunk = n[20], gather = n[21];
+  const int64_t chunk = n[20];
+  const bool gathered = n[21] != 0;
   const float* x = reinterpret_cast<const float*>(p[1]);
   const float* b = reinterpret_cast<const float*>(p[2]);
   const int64_t taps = s.tall * s.broad, depth = taps * s.channels;
   const int64_t pixels = batch * high * wide;
   if (pixels == 0 || results == 0) return;
   // Every result pixel reads one input pixel, and these follow each other in memory.
-  const bool flat = taps == 1 && high == s.height && wide == s.width && s.stride_h == 1 && s.stride_w == 1 &&
+  const bool flat = !gathered && taps == 1 && high == s.height && wide == s.width && s.stride_h == 1 && s.stride_w == 1 &&
                     s.pad_h == 0 && s.pad_w == 0 && s.line == wide * s.pixel && n[8] == high * s.line;
   const int64_t block = least(n[19], up((pixels + threads - 1) / threads, TILE_ROWS));
   const int64_t blocks = (pixels + block - 1) / block;
@@ -58,8 +85,7 @@ EFFC_EXPORT void effc_convolution(char* const* p, const int64_t* n, int64_t thre
     float* sums = scratch<float>(block * ld);
     const float** under = scratch<const float*>(block * taps);
     float* nothing = scratch<float>(s.channels);
-    float* beside = scratch<float>(gather ? block * depth : 1);
-    const float** rows = scratch<const float*>(block);
+    float* beside = scratch<float>(gathered ? block * depth : 1);
     memset(nothing, 0, s.channels * sizeof(float));
     int64_t filled = -1;  // the block whose pointers are there
     for (int64_t at = begin; at < end; ++at) {
@@ -71,30 +97,26 @@ EFFC_EXPORT void effc_convolution(char* const* p, const int64_t* n, int64_t thre
         } else {
           int64_t w = first % wide, h = first / wide % high, image = first / (wide * high);
           for (int64_t i = 0; i < count; ++i) {
-            point(x + image * n[8], s, h, w, nothing, under + i * taps);
+            const float* source = x + image * n[8];
+            if (gathered) {
+              under[i] = beside + i * depth;
+              gather(source, s, h, w, beside + i * depth);
+            } else {
+              point(source, s, h, w, nothing, under + i * taps);
+            }
             if (++w == wide) {
               w = 0;
               if (++h == high) h = 0, ++image;
             }
           }
         }
-        if (gather) {
-          float* to = beside;
-          for (int64_t i = 0; i < count * taps; ++i) {
-            for (int64_t c = 0; c < s.channels; ++c) *to++ = under[i][c];
-          }
-          for (int64_t i = 0; i < count; ++i) rows[i] = beside + i * depth;
-        }
         filled = which;
       }
       const float* packed = b + depth * column;  // panels are whole up to the last column
-      if (gather) {
-        panels_product(rows, count, 1, depth, packed, columns, sums, ld);
-      } else {
-        panels_product(under, count, taps, s.channels, packed, columns, sums, ld);
-      }
+      const int64_t pieces = gathered ? 1 : taps;
+      panels_product(under, count, pieces, depth / pieces, packed, columns, sums, ld);
       epilogue(p, n + 22, sums, ld, first, count, column, columns);
     }
-    release(sums), release(under), release(nothing), release(beside), release(rows);
+    release(sums), release(under), release(nothing), release(beside);
   });
 }
