@@ -72,6 +72,18 @@ EFFC_INLINE void tile_to_points(const float* x, const Image& s, int64_t top, int
   }
 }
 
+// The pixels that the tile to the right does not share with this one, a cache line of their channels:
+// steps of whole pixels and lines are too irregular for the processor to foresee.
+EFFC_INLINE void prefetch_next(const float* x, const Image& s, int64_t top, int64_t left) {
+#pragma GCC unroll 6
+  for (int i = 0; i < IN; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < OUT; ++j) {
+      __builtin_prefetch(x + (top + i) * s.line + (left + IN + j) * s.pixel);
+    }
+  }
+}
+
 // One tile of the result, one vector of its channels, from all points.
 EFFC_INLINE void tile_from_points(const float* m, int64_t step, float* y, int64_t line, int64_t pixel) {
   vec rows[OUT][IN];
@@ -132,6 +144,7 @@ EFFC_EXPORT void effc_winograd(char* const* p, const int64_t* n, int64_t threads
           // The last vector overlaps the one before it rather than being filled lane by lane.
           const int64_t lane = channels < WIDTH ? 0 : least(c, channels - WIDTH);
           float* to = v + i * deep + lane;
+          if (inside && c % 16 == 0) prefetch_next(source + lane, s, top, left);
           if (channels < WIDTH) {
             tile_to_points<false, true>(source, s, top, left, to, run * deep);
           } else if (inside) {
