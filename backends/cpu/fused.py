@@ -9,7 +9,7 @@ from typing import Any
 from effc.ir import Op, no
 from effc.ir.rewrite import Answer
 
-from . import anchored, pointwise, rows
+from . import anchored, group_norm, pointwise, rows
 from .builder import Builder
 from .lowering import lowers
 
@@ -25,6 +25,7 @@ class Way:
 
 WAYS: list[Way] = [
     Way(anchored.concerns, anchored.check, anchored.lower),
+    Way(group_norm.concerns, group_norm.check, group_norm.lower),
     Way(rows.concerns, rows.check, rows.lower),
     Way(lambda node: True, pointwise.check, pointwise.lower),
 ]

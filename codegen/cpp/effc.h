@@ -41,6 +41,7 @@
 #include "effc_ops.h"
 #include "effc_activations.h"
 #include "effc_parallel.h"
+#include "effc_moments.h"
 // clang-format on
 
 #endif
