@@ -17,7 +17,7 @@ import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, ParamSpec, cast
 
 import torch
 from torch._ops import HigherOrderOperator, OpOverload
@@ -34,6 +34,7 @@ from effc.aliasing import (
 )
 from effc.origins import Origin, argument_names, innermost_line, is_module_tensor, origin
 from effc.regions import drop_checks, explicit_casts, without_regions
+from effc.sampling import sampled
 
 if TYPE_CHECKING:
     from torch._functorch.aot_autograd import GraphSignature
@@ -249,6 +250,16 @@ def _traced(gm: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, bool]:
 
 def _export(
     gm: torch.fx.GraphModule, example_inputs: Sequence, casts: bool
+) -> tuple[torch.fx.GraphModule, GraphSignature]:
+    """The functional graph and its signature, from a sample of its calls where that tells all."""
+    with contextlib.suppress(_Refused):  # the whole graph's refusal has the right place and words
+        if not casts and (found := sampled(gm, _export_whole)) is not None:
+            return cast("tuple[torch.fx.GraphModule, GraphSignature]", found)  # named alike
+    return _export_whole(gm, example_inputs, casts)
+
+
+def _export_whole(
+    gm: torch.fx.GraphModule, example_inputs: Sequence, casts: bool = False
 ) -> tuple[torch.fx.GraphModule, GraphSignature]:
     """The functional graph and its signature, or the exporter's own words for why there is none."""
     import torch._inductor.config  # with the next two a second to import, and Dynamo has done so

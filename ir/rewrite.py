@@ -99,6 +99,13 @@ class Pat:
     args: tuple[tuple[str, Any], ...]  # field name -> Var | Pat | literal
     name: str | None = None
     is_shared: bool = False
+    _forms: dict[type[Op], _Form] = field(default_factory=dict, init=False, repr=False)
+
+    def form(self, cls: type[Op]) -> _Form:
+        """What it asks of a node of this op; worked out once."""
+        if cls not in self._forms:
+            self._forms[cls] = _Form.of(self, cls)
+        return self._forms[cls]
 
     def named(self, name: str) -> Pat:
         """Call the matched node `m.<name>` in check and rewrite."""
@@ -110,6 +117,29 @@ class Pat:
 
 
 ANY = Var("_")
+
+
+@dataclass(frozen=True, eq=False)
+class _Form:
+    """A pattern's wishes about the fields of one op."""
+
+    absent: tuple[tuple[str, Any], ...]  # operands left out, and their defaults
+    orders: tuple[tuple[tuple[Any, str, str], ...], ...]  # (pattern, field, kind), each way round
+
+    @staticmethod
+    def of(pat: Pat, cls: type[Op]) -> _Form:
+        wanted, kinds = dict(pat.args), {f.name: f.kind for f in cls.fields}
+        orders = [wanted]
+        if getattr(cls, "commutative", False) and wanted.keys() & {"a", "b"}:
+            orders.append({{"a": "b", "b": "a"}.get(k, k): p for k, p in wanted.items()})
+        return _Form(
+            tuple(
+                (f.name, f.default)
+                for f in cls.fields
+                if f.name not in wanted and f.kind == "operand" and f.default is not MISSING
+            ),
+            tuple(tuple((p, k, kinds[k]) for k, p in order.items()) for order in orders),
+        )
 
 
 class PatternOps:
@@ -230,23 +260,18 @@ class Match:
             self._fail("expected {}, found {}", "|".join(pat.ops), _brief(value), at=user)
             return ()
         self.depth += 1
-        wanted = dict(pat.args)
-        for f in value.fields:
-            if f.name not in wanted and f.kind == "operand" and f.default is not MISSING:
-                if getattr(value, f.name) is not f.default:
-                    self._fail("{} has a {}", value.name, f.name, at=value)
-                    return ()
+        form = pat.form(type(value))
+        for name, default in form.absent:
+            if getattr(value, name) is not default:
+                self._fail("{} has a {}", value.name, name, at=value)
+                return ()
         if pat.name:
             self.nodes[pat.name] = value
         if user is not None:
             self.inner.append((value, pat.is_shared))
-        kinds = {f.name: f.kind for f in value.fields}
-        orders = [wanted]
-        if getattr(value, "commutative", False) and wanted.keys() & {"a", "b"}:
-            orders.append({{"a": "b", "b": "a"}.get(k, k): p for k, p in wanted.items()})
         return tuple(
-            tuple((p, getattr(value, k), value, kinds[k]) for k, p in order.items())
-            for order in orders
+            tuple([(p, getattr(value, name), value, kind) for p, name, kind in order])
+            for order in form.orders
         )
 
     def _fail(self, template: str, *args: object, at: Op | None) -> bool:
@@ -329,6 +354,15 @@ class RuleStats:
     misses: list[NearMiss] = field(default_factory=list)
 
     KEEP: ClassVar[int] = 8
+
+    def wants(self, node: Op, checked: bool, depth: int) -> bool:
+        """Whether a miss is near enough to be kept, asked before one is made."""
+        if len(self.misses) < self.KEEP:
+            return True
+        last = self.misses[-1]
+        return (checked, depth) > (last.checked, last.depth) or any(
+            m.node is node for m in self.misses
+        )
 
     def missed(self, miss: NearMiss) -> None:
         """Keep the nearest few; one per node, its nearest alternative."""
@@ -419,6 +453,7 @@ class Engine:
         self.rules, self.limit = tuple(rules), limit
         self.stats = {r.name: RuleStats(r.name, r.title) for r in self.rules}
         self.touched: list[Op] = []
+        self._variables = {id(r): _variables(r) for r in self.rules}
         self._by_root: dict[str, list[tuple[Rule, Pat]]] = {}
         for rule in self.rules:
             for alternative in _alternatives(rule):
@@ -477,7 +512,8 @@ class Engine:
             answer = self._single_use(rule, m) and self._check(graph, rule, m)
         if isinstance(answer, No):
             depth = m.depth if matched else m.farthest
-            stats.missed(NearMiss(rule.name, graph, node, depth, matched, answer))
+            if stats.wants(node, matched, depth):
+                stats.missed(NearMiss(rule.name, graph, node, depth, matched, answer))
         stats.seconds += time.perf_counter() - start
         return m if answer else None
 
@@ -493,9 +529,14 @@ class Engine:
                 return no("{} is also used by {}", node.name, outside[0].name, at=node)
         return yes
 
+    def _arguments(self, rule: Rule, m: Match) -> list[Any]:
+        """Matched variables in the order of the pattern's parameters; None for those that the
+        alternative does not have."""
+        return [m.vars.get(name) for name in self._variables[id(rule)]]
+
     def _check(self, graph: Graph, rule: Rule, m: Match) -> Answer:
         try:
-            answer = rule.check(m, *_arguments(rule, m))
+            answer = rule.check(m, *self._arguments(rule, m))
             if not isinstance(answer, (Yes, No)):
                 raise TypeError(f"it must return yes or no(reason), not {answer!r}")
         except Exception as e:
@@ -504,7 +545,7 @@ class Engine:
 
     def _rewrite(self, graph: Graph, rule: Rule, m: Match) -> Op:
         try:
-            result = rule.rewrite(op, m, *_arguments(rule, m))
+            result = rule.rewrite(op, m, *self._arguments(rule, m))
             if not isinstance(result, Op):
                 raise TypeError(f"it must return a node, not {result!r}")
         except Exception as e:
@@ -538,16 +579,14 @@ def _rule_error(graph: Graph, rule: Rule, node: Op, step: str, e: Exception) -> 
     )  # fmt: skip
 
 
+def _variables(rule: Rule) -> tuple[str, ...]:
+    """Names of the pattern's variables: its parameters after `op`."""
+    return tuple(inspect.signature(rule.pattern).parameters)[1:]
+
+
 def _alternatives(rule: Rule) -> tuple[Pat, ...]:
-    variables = [Var(name) for name in list(inspect.signature(rule.pattern).parameters)[1:]]
-    made = rule.pattern(_pattern_ops, *variables)
+    made = rule.pattern(_pattern_ops, *map(Var, _variables(rule)))
     return made if isinstance(made, tuple) else (made,)
-
-
-def _arguments(rule: Rule, m: Match) -> list[Any]:
-    """Matched variables in the order of the pattern's parameters; None for those that the
-    alternative does not have."""
-    return [m.vars.get(name) for name in list(inspect.signature(rule.pattern).parameters)[1:]]
 
 
 def algebraic(title: str, before: Any, after: Any) -> Rule:
