@@ -5,6 +5,7 @@ from .base import (
     Bound,
     Executable,
     Launch,
+    Object,
     Options,
     backend_names,
     find_backend,
@@ -12,6 +13,6 @@ from .base import (
 )
 
 __all__ = [
-    "Backend", "Bound", "Executable", "Launch", "Options", "backend_names", "find_backend",
-    "register_backend",
+    "Backend", "Bound", "Executable", "Launch", "Object", "Options", "backend_names",
+    "find_backend", "register_backend",
 ]  # fmt: skip

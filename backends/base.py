@@ -24,9 +24,10 @@ from typing import Any, ClassVar
 import torch
 
 from effc.ir import EffcError, Graph, InputError, Op, OptionError, Weight, nearest
-from effc.ir.rewrite import Answer, No
+from effc.ir.rewrite import Answer, No, yes
 
 GROUP = "effc.backends"
+PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
 _OURS = {
     "cpu": "effc.backends.cpu:CpuBackend",
     "null": "effc.backends.null:NullBackend",
@@ -44,11 +45,18 @@ class Options:
     captured: the graph as captured, before any pass, with as many outputs. Two outputs, or an
         output and an input, may share memory only where they do so in it. None: the graph itself.
     kernels: False runs every node through torch, to tell a wrong kernel from a wrong graph.
+    float32_matmul_precision: as torch.set_float32_matmul_precision takes it; None: what is set
+        there. It permits, and demands nothing: a target without such instructions stays exact.
     """
 
     threads: int | None = None
     captured: Graph | None = None
     kernels: bool = True
+    float32_matmul_precision: str | None = None
+
+    @property
+    def precision(self) -> str:
+        return self.float32_matmul_precision or torch.get_float32_matmul_precision()
 
     @classmethod
     def of(cls, value: Any = None) -> Options:
@@ -95,6 +103,19 @@ class Launch:
 # ------------------------------------------------------------------ results of compiling
 
 
+@dataclass(frozen=True)
+class Object:
+    """Native code that an executable calls, with its source: what an artefact keeps of it.
+
+    functions: names of the kernels in it; none for what every plan needs.
+    """
+
+    name: str
+    source: str
+    code: bytes = field(repr=False)
+    functions: tuple[str, ...] = ()
+
+
 class Bound(ABC):
     """An executable with its weights. Callable from several threads at once."""
 
@@ -122,10 +143,17 @@ class Executable(ABC):
     launches: tuple[Launch, ...] = ()
     kernels: Mapping[str, str] = {}  # name -> source text
     memory: int | None = 0  # arena bytes a call needs; None where sizes are known only at a call
+    native: bool = True  # False: planned without kernels, because none could be built
+    machine: Mapping[str, Any] = {}  # Backend.machine() where it was built
 
     @abstractmethod
     def bind(self, weights: Mapping[str, torch.Tensor] | None = None) -> Bound:
         """Evaluate `graph.constants` and pack them. Weights not given come from the graph."""
+
+    @property
+    def objects(self) -> tuple[Object, ...]:
+        """All native code that a call needs. Raises EffcError where it is no longer there."""
+        return ()
 
     @property
     def fallbacks(self) -> tuple[tuple[Op, No], ...]:
@@ -171,6 +199,29 @@ class Backend(ABC):
     @abstractmethod
     def compile(self, graph: Graph, options: Any = None) -> Executable:
         """Plan and build everything that needs no weights."""
+
+    def machine(self) -> dict[str, Any]:
+        """What of this machine decides whether code built here runs elsewhere; JSON data."""
+        return {}
+
+    def runs(self, machine: Mapping[str, Any]) -> Answer:
+        """yes, or no(reason): does code that was built on `machine` run here?"""
+        return yes
+
+    def load(
+        self,
+        graph: Graph,
+        objects: Sequence[Object],
+        machine: Mapping[str, Any],
+        options: Any = None,
+    ) -> Executable:
+        """`compile` with code that was built on `machine` before, so that no compiler is needed.
+
+        Raises EffcError where that code is not what the plan calls, or cannot be loaded.
+        """
+        if objects:
+            raise EffcError(f"backend {self.name!r} takes no native code")
+        return self.compile(graph, options)
 
 
 @dataclass

@@ -3,6 +3,10 @@
 The key covers the source, the runtime header, the compiler and all flags. Several processes may
 build at once, and be killed at any moment. A cache folder that cannot be written costs speed and
 leaves a note on the library; it is no error.
+
+Why a kernel was built although the cache holds much alike is logged, for those who ask:
+
+    logging.basicConfig(); logging.getLogger("effc.codegen").setLevel("INFO")
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 import os
 import time
 import weakref
@@ -28,6 +33,7 @@ from .store import Note, Store, StoreError, cache_dir, private_folder
 from .toolchain import MissingToolchain, Toolchain, find_toolchain
 
 KIND = "objects"
+log = logging.getLogger("effc.codegen.build")
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,14 @@ def build_many(
         text = "\n".join(map(str, errors))
         raise BuildError(f"{len(errors)} of {len(units)} kernels failed to build", context=text)
     return [future.result() for future in futures]
+
+
+def load_code(code: bytes, name: str = "kernel") -> Library:
+    """The library in `code`, what `Library.read` gave; needs no compiler.
+
+    Raises BuildError where the system does not load it.
+    """
+    return _library(_Given(code, name))
 
 
 @dataclass(frozen=True)
@@ -172,6 +186,8 @@ def _working(toolchain: Toolchain | MissingToolchain | None) -> Toolchain:
 class _Request:
     """One unit on its way to a library."""
 
+    kind = KIND
+
     def __init__(self, unit: Unit, toolchain: Toolchain, processes: Processes) -> None:
         self.unit, self.toolchain, self.processes = unit, toolchain, processes
         self.flags = compiler.all_flags(unit.flags, toolchain)
@@ -193,12 +209,21 @@ class _Request:
         )
         return {"name": self.unit.name, "parts": self.parts}
 
+    def _log_miss(self) -> None:
+        if log.isEnabledFor(logging.INFO):  # reads every manifest of the cache
+            unit = self.unit
+            miss = explain_miss(
+                unit.source, flags=unit.flags, toolchain=self.toolchain, name=unit.name
+            )
+            log.info("building %s: %s", unit.name, miss)
+
     def library(self, store: Store) -> Library:
         """Load it from `store`, built there first if need be."""
-        entry, built = store.get(KIND, self.key), False
+        entry, built = store.get(self.kind, self.key), False
         if entry is None:
+            self._log_miss()
             make = functools.partial(self.make, store)
-            entry, built = store.put(KIND, self.key, make, self.processes.check)
+            entry, built = store.put(self.kind, self.key, make, self.processes.check)
         path, seconds = entry.file("kernel.so"), time.perf_counter() - self.started
         try:
             return Library(path, self.key, self.unit.name, built, seconds, tuple(self.notes))
@@ -210,8 +235,28 @@ class _Request:
             raise BuildError(f"kernel {self.unit.name} cannot be loaded", why=str(error)) from error
 
 
+class _Given(_Request):
+    """Code that was built elsewhere and only needs a place on disk to be loaded from."""
+
+    kind = "loaded"
+
+    def __init__(self, code: bytes, name: str) -> None:
+        self.unit, self.code, self.processes = Unit("", name), code, Processes()
+        self.key = hashlib.sha256(code).hexdigest()
+        self.started = time.perf_counter()
+        self.notes = []
+
+    def make(self, store: Store, work: Path) -> dict[str, Any]:
+        (work / "kernel.so").write_bytes(self.code)
+        return {"name": self.unit.name}
+
+
 def _build(unit: Unit, toolchain: Toolchain, processes: Processes) -> Library:
-    request, root = _Request(unit, toolchain, processes), cache_dir()
+    return _library(_Request(unit, toolchain, processes))
+
+
+def _library(request: _Request) -> Library:
+    root, unit = cache_dir(), request.unit
     if library := _loaded.get((root, request.key)):
         return library
     try:
@@ -234,4 +279,14 @@ def _build(unit: Unit, toolchain: Toolchain, processes: Processes) -> Library:
 _loaded: weakref.WeakValueDictionary[tuple[Path, str], Library] = weakref.WeakValueDictionary()
 
 
-__all__ = ["BuildError", "Cancelled", "Library", "Miss", "Note", "Unit", "build", "build_many"]
+__all__ = [
+    "BuildError",
+    "Cancelled",
+    "Library",
+    "Miss",
+    "Note",
+    "Unit",
+    "build",
+    "build_many",
+    "load_code",
+]

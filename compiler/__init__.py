@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from effc.api import compile
+    from effc.artefact import load, save
     from effc.bisection import bisect
     from effc.dynamo import dynamo_backend
     from effc.explanation import explain
 
 __version__ = "0.1.0"
-__all__ = ["bisect", "compile", "dynamo_backend", "explain"]
+__all__ = ["bisect", "compile", "dynamo_backend", "explain", "load", "save"]
 
 _HOMES = {
     "bisect": "effc.bisection",
     "compile": "effc.api",
     "dynamo_backend": "effc.dynamo",
     "explain": "effc.explanation",
+    "load": "effc.artefact",
+    "save": "effc.artefact",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -72,19 +73,22 @@ def _dynamo(module: nn.Module, options: Mapping[str, Any]) -> Callable[..., Any]
     return torch.compile(module, backend="effc", options=dict(options))
 
 
-class _Ahead:
-    """A whole compiled graph with the calling convention of the model it came from."""
+class Ahead:
+    """A whole compiled graph with the calling convention of the model it came from.
+
+    names: keyword arguments in the order of the example call.
+    """
 
     def __init__(
         self,
         run: CompiledGraph | HandedOver,
         record: Record,
-        program: torch.export.ExportedProgram,
+        in_spec: pytree.TreeSpec,
+        out_spec: pytree.TreeSpec,
         names: list[str],
     ) -> None:
         self.run, self.record, self.names = run, record, names
-        self.in_spec = program.call_spec.in_spec
-        self.out_spec = program.call_spec.out_spec
+        self.in_spec, self.out_spec = in_spec, out_spec
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         flat, spec = pytree.tree_flatten((args, kwargs))
@@ -106,7 +110,7 @@ class _Ahead:
 
 def _ahead(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any, options: Options
-) -> _Ahead:
+) -> Ahead:
     record = Record(type(module).__name__, pipeline=str(options.passes), target=options.target)
     with record.phase("export"), torch.no_grad():
         program = _export(module, args, kwargs, dynamic)
@@ -124,7 +128,8 @@ def _ahead(
     if isinstance(made, Refusal):
         record.refusal = made
         made = HandedOver(original, record)
-    return _Ahead(made, record, program, list(kwargs))
+    spec = program.call_spec
+    return Ahead(made, record, spec.in_spec, spec.out_spec, list(kwargs))
 
 
 def _export(
@@ -149,7 +154,7 @@ class CompiledModule(nn.Module):
     _lazy: Callable[..., Any] | None
 
     def __init__(
-        self, module: nn.Module, ahead: _Ahead | None, lazy: Callable[..., Any] | None
+        self, module: nn.Module, ahead: Ahead | None, lazy: Callable[..., Any] | None
     ) -> None:
         super().__init__()
         self.module = module
@@ -177,3 +182,12 @@ class CompiledModule(nn.Module):
         """Fold and pack weights anew (needed only after writes through `tensor.data`)."""
         if self._ahead is not None and isinstance(self._ahead.run, CompiledGraph):
             self._ahead.run.refresh()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write graph, weights and kernels to one file, which `effc.load` makes a module of.
+
+        Raises ArtefactError for what cannot be saved whole, with the reason and what to do instead.
+        """
+        from effc.artefact import save
+
+        save(self, path)

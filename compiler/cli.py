@@ -164,18 +164,31 @@ def _inputs(graph: Graph) -> list[Any]:
 
 @cli.command()
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
-def dump(path: Path) -> None:
-    """Show a dump folder, or one graph in text form with its counts.
+@click.argument("out", required=False, type=click.Path(file_okay=False, path_type=Path))
+def dump(path: Path, out: Path | None) -> None:
+    """Show a dump folder, a saved model, or one graph in text form with its counts.
+
+    A saved model (.effc) is written to the folder OUT, if one is named, as a dump: graphs, kernel
+    sources, weights, report and manifest. Nothing of it is run.
 
     \b
     Examples:
       effc dump out
       effc dump out/003_simplify.py
+      effc dump model.effc
+      effc dump model.effc out
     """
-    from effc.listing import folder_parts, graph_parts
+    from effc.artefact_file import is_artefact
+    from effc.listing import artefact_parts, folder_parts, graph_parts
 
-    if path.is_dir():
+    if out is not None:
+        from effc.artefact import read_artefact
+
+        _show(folder_parts(read_artefact(path).dump(out)))
+    elif path.is_dir():
         _show(folder_parts(path))
+    elif is_artefact(path):
+        _show(artefact_parts(path))
     else:
         with path.open(encoding="utf-8") as file:
             _show(graph_parts(_graph(file, fill=False)))
@@ -188,11 +201,12 @@ def dump(path: Path) -> None:
 def explain(path: Path, rule: str | None, as_json: bool) -> None:
     """What each pass did, what it cost in accuracy, and why not.
 
-    PATH is a dump folder, or the report.json of one.
+    PATH is a dump folder, the report.json of one, or a saved model.
 
     \b
     Examples:
       effc explain out
+      effc explain model.effc
       effc explain out --rule FuseConvBias
     """
     from effc.listing import read_reports
@@ -255,6 +269,64 @@ def cache_clear() -> None:
     from effc.listing import clear_cache
 
     echo(clear_cache())
+
+
+# ------------------------------------------------------------------ bench
+
+
+def _split(_ctx: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> list[str]:
+    """`--only a,b --only c` as one list."""
+    return [name for part in given for name in part.split(",") if name]
+
+
+@cli.command()
+@click.argument("suites", nargs=-1)
+@click.option("--only", multiple=True, callback=_split, help="Cases by name: llama,gpt2.")
+@click.option("--peers", multiple=True, callback=_split, help="Ways by name: inductor,openvino.")
+@click.option("--precision", multiple=True, callback=_split, help="fp32, bf16; both by default.")
+@click.option("--threads", multiple=True, type=click.IntRange(1), default=(1,), show_default=True)
+@click.option(
+    "--rounds", type=click.IntRange(1), help="Samples of every way; each suite has its own."
+)
+@click.option("--out", default="out/bench", show_default=True, type=click.Path(file_okay=False))
+@click.option("--resume", is_flag=True, help="Measure only what the files in --out lack.")
+@click.option(
+    "--patience", default=1200.0, show_default=True, help="Seconds until a way is given up."
+)
+def bench(
+    suites: tuple[str, ...], only: list[str], peers: list[str], precision: list[str],
+    threads: tuple[int, ...], rounds: int | None, out: str, resume: bool, patience: float,
+) -> None:  # fmt: skip
+    """Compare effc with eager, Inductor, ONNX Runtime and OpenVINO on this machine.
+
+    SUITES are limits (what the machine can do at most), kernels (single operators), models and
+    compile (times of the first call); without a name all four, which takes hours. ops, by name
+    only, checks results over torch's operator database. JSON is written to --out after every case,
+    tables and pictures after every suite, also after Ctrl-C.
+
+    \b
+    Examples:
+      effc bench models --only llama --rounds 5
+      effc bench kernels --precision fp32 --peers inductor,effc
+      effc bench --out benchmarks/results/2027-01-31 --resume
+    """
+    from effc.ir import OptionError
+
+    try:
+        from effc.benchmarks.command import Options
+        from effc.benchmarks.command import main as run
+        from effc.benchmarks.peers import PRECISIONS
+    except ImportError as e:
+        if (e.name or "").partition(".")[0] == "effc":
+            raise
+        raise click.ClickException(f'{e}; fix: pip install "effc[bench]"') from e
+    unknown = set(precision) - set(PRECISIONS)
+    if unknown:
+        raise OptionError(f"no precision {min(unknown)!r}", fix=f"use {', '.join(PRECISIONS)}")
+    chosen = tuple(p for p in PRECISIONS if not precision or p in precision)
+    sys.exit(
+        run(suites, Options(only, threads, rounds, peers, chosen, Path(out), resume, patience))
+    )
 
 
 # ------------------------------------------------------------------ output

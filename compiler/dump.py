@@ -16,8 +16,9 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import torch
@@ -28,10 +29,14 @@ from effc.ir import EffcError, Graph, InputError, OptionError, Weight, text
 from effc.pipeline import Instrument, Run, Stage
 from effc.record import Record
 
+if TYPE_CHECKING:
+    from effc.report import Report
+
 __all__ = ["Dump", "check_folder", "stage_source", "write_dump"]
 
 _OURS = re.compile(
-    r"\d{3}_[\w.-]+\.py|report\.json|index\.html|(weights|inputs)\.safetensors|kernels|graph_[\w]+"
+    r"\d{3}_[\w.-]+\.py|(report|manifest)\.json|index\.html|(weights|inputs)\.safetensors"
+    r"|kernels|graph_[\w]+"
 )
 
 _FOOTER = """
@@ -97,24 +102,36 @@ def write_dump(
     inputs: Sequence[Any] | None = None,
     weights: bool = False,
     error: EffcError | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a record as a dump; returns the folder. Raises OptionError where it cannot."""
+    """Write a record as a dump; returns the folder. Raises OptionError where it cannot.
+
+    inputs, weights: values to keep. error: why the compilation stopped. files: more to write.
+    """
     from effc.page import page
     from effc.report import Report
 
-    report = Report.of(record, error)
+    report = record.report() if error is None else Report.of(record, error)
     with _as_option_error(folder), _replacing(check_folder(folder)) as new:
         names = [_file_name(s) for s in record.stages]
         for stage, name in zip(record.stages, names):
             _put(new / name, stage_source(stage))
         _put(new / "report.json", report.json())
-        _put(new / "index.html", page(report, record.stages, names))
+        _put(new / "index.html", page(_held(report, record.stages), record.stages, names))
+        for name, content in (files or {}).items():
+            _put(new / name, content)
         if inputs is not None and record.stages:
             _save(new / "inputs.safetensors", _named(record.stages[0].graph, inputs))
         if weights:
             _save(new / "weights.safetensors", _weights(s.graph for s in record.stages))
         _kernels(new / "kernels", record.executable)
     return Path(folder)
+
+
+def _held(report: Report, stages: Sequence[Stage]) -> Report:
+    """The report without rows for stages whose graphs are not at hand: an artefact has two."""
+    indices = {s.index for s in stages}
+    return replace(report, stages=[row for row in report.stages if row.index in indices])
 
 
 def stage_source(stage: Stage) -> str:

@@ -14,14 +14,13 @@ import sympy
 import torch
 
 import effc.aten  # noqa: F401  (registers the converters)
-from effc.aliasing import ArgumentView
 from effc.backends import find_backend
+from effc.calling import Calling, Viewed
 from effc.capture import Captured, Refusal, overlapping
 from effc.dump import Dump
 from effc.importer import Imported, import_captured
 from effc.instruments import Verify
-from effc.ir import UnsupportedError, bind_symbols, evaluate, node_text
-from effc.ir.symbols import from_torch
+from effc.ir import Graph, UnsupportedError, bind_symbols, evaluate, node_text
 from effc.options import Options
 from effc.pipeline import run_pipeline
 from effc.record import Guard, Record
@@ -63,13 +62,16 @@ def compile_captured(
             instruments=[*([Verify()] if options.verify else []), *([dump] if dump else [])],
         )  # fmt: skip
     with record.phase("backend"):
-        captured_graph = {"captured": imported.graph}  # the plan shares memory only where it does
-        record.executable = backend.compile(record.stages[-1].graph, captured_graph)
+        told = {
+            "captured": imported.graph,  # the plan shares memory only where it does
+            "float32_matmul_precision": options.float32_matmul_precision,
+        }
+        record.executable = backend.compile(record.stages[-1].graph, told)
     if dump is not None:
         dump.complete()
     if options.strict and record.executable.fallbacks:
         raise unsupported(record, imported)
-    return CompiledGraph(captured, imported, record, original)
+    return CompiledGraph(Calling.of(captured, imported), imported.graph, record, original)
 
 
 def unsupported(record: Record, imported: Imported) -> UnsupportedError:
@@ -126,40 +128,34 @@ def _argument(captured: Captured, index: int, arguments: Sequence[Any]) -> Any:
 class CompiledGraph:
     """Callable on the runtime arguments of the captured graph, in Dynamo's order.
 
+    graph: its inputs say which sizes a call has. original: runs a call as PyTorch would, where the
+    graph cannot take it.
+
     Weights are looked at on every call: a parameter that was replaced or changed in place since
     they were folded and packed makes the next call fold and pack again. (A write through
     `tensor.data` does not move torch's version counter and cannot be seen; call `refresh()`.)
     """
 
     def __init__(
-        self, captured: Captured, imported: Imported, record: Record, original: Callable[..., Any]
+        self, calling: Calling, graph: Graph, record: Record, original: Callable[..., Any]
     ) -> None:
-        self.captured, self.imported, self.record = captured, imported, record
+        self.calling, self.graph, self.record = calling, graph, record
         self._effc_record = record
         self._original = original
         self._bound: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._last: tuple[tuple[Any, ...], Any] | None = None
         self._lock = threading.Lock()
-        graph = imported.graph
-        used = {w.key for w in graph.weights}
+        # unpacked here, because every call goes through them
         self._weights: list[tuple[str, int | None, Any]] = [
-            (given.name, given.position, given.tensor)
-            for given in captured.inputs
-            if given.kind == "weight" and given.name in used
+            (w.name, w.position, w.tensor) for w in calling.weights
         ]
         self._inputs: list[tuple[int | None, Any]] = [
-            (captured.inputs[i].position, captured.inputs[i].tensor) for i in imported.arguments
+            (i.position, i.tensor) for i in calling.inputs
         ]
         self._copies: list[tuple[int | None, Any, Any]] = [
-            (captured.inputs[o.mutates].position, captured.inputs[o.mutates].tensor, result)
-            for o, result in zip(captured.outputs, imported.results)
-            if o.mutates is not None
+            (s.position, s.tensor, result) for s, result in calling.copies
         ]
-        self._results = [
-            (result, _strides(o.value))
-            for o, result in zip(captured.outputs, imported.results)
-            if o.mutates is None
-        ]
+        self._results = calling.results
         symbols = any(_symbolic(r) or _symbolic(s) for r, s in self._results)
         self._needs_sizes = symbols or any(_symbolic(r) for _, _, r in self._copies)
 
@@ -181,13 +177,13 @@ class CompiledGraph:
     def _run(self, arguments: Sequence[Any]) -> list[Any]:
         inputs = [owned if at is None else arguments[at] for at, owned in self._inputs]
         outputs = self._bind(arguments)(inputs)
-        env = bind_symbols(self.imported.graph, inputs) if self._needs_sizes else None
+        env = bind_symbols(self.graph, inputs) if self._needs_sizes else None
         if self._copies:
             outputs = self._write_back(arguments, outputs, env)
         results = []
         for result, strides in self._results:
-            if isinstance(result, ArgumentView):
-                value = result.of(_argument(self.captured, result.index, arguments))
+            if isinstance(result, Viewed):
+                value = result.of(arguments)
             else:
                 value = _result(result, outputs, env)
             results.append(value if strides is None else _restride(value, strides, env))
@@ -259,24 +255,6 @@ def _result(result: Any, outputs: Sequence[Any], env: Any) -> Any:
     if isinstance(result, tuple) and result[:1] == ("node",):
         return outputs[result[1]]
     return evaluate(result, env) if isinstance(result, sympy.Basic) else result
-
-
-def _strides(value: Any) -> tuple[Any, ...] | None:
-    """Strides that eager gives a result, where they step through packed memory; else None."""
-    val = value.meta.get("val") if isinstance(value, torch.fx.Node) else None
-    if not isinstance(val, torch.Tensor) or val.layout is not torch.strided:
-        return None
-    sizes = [from_torch(s) for s in val.shape]
-    strides = [from_torch(s) for s in val.stride()]
-    left = {i for i, size in enumerate(sizes) if size != 1}
-    step: Any = 1
-    while left:  # peel off the innermost dimension: the one whose stride is the elements inside it
-        inner = next((i for i in sorted(left, reverse=True) if strides[i] == step), None)
-        if inner is None:
-            return None
-        left.remove(inner)
-        step = step * sizes[inner]
-    return tuple(strides)
 
 
 def _restride(value: torch.Tensor, strides: tuple[Any, ...], env: Any) -> torch.Tensor:

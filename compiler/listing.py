@@ -17,6 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from effc.artefact_file import is_artefact
 from effc.codegen.store import LAYOUT, cache_dir
 from effc.ir import Graph, InputError, OptionError
 from effc.passes.base import PASSES, Pass, find_pass, load_plugins
@@ -25,6 +26,7 @@ from effc.report import Explanation, Report, sized
 from effc.show import amount, grid
 
 __all__ = [
+    "artefact_parts",
     "cache_table",
     "clear_cache",
     "folder_parts",
@@ -84,7 +86,11 @@ def _plugin(cls: type[Pass]) -> str:
 
 
 def read_reports(path: Path) -> Report | Explanation:
-    """The report in a file or a dump folder; all of them where a model became several graphs."""
+    """The report in a file, artefact or dump folder; all where a model became several graphs."""
+    if is_artefact(path):
+        from effc.artefact import read_artefact
+
+        return read_artefact(path).report
     if path.is_dir():
         files = [f for f in [path / "report.json", *_parts(path)] if f.exists()]
         if not files:
@@ -111,15 +117,37 @@ def folder_parts(folder: Path) -> Iterator[Any]:
     """The stages of every report in a dump folder, and its files."""
     found = read_reports(folder)
     for report in found.reports if isinstance(found, Explanation) else [found]:
-        brief = dataclasses.replace(
-            report, launches=[], fallbacks=[], guards=[],
-            stages=[dataclasses.replace(s, rules=[]) for s in report.stages],
-        )  # fmt: skip
-        yield from report_parts(brief)
-        yield Text("")
+        yield from _brief_parts(report)
     table = grid("file", "bytes")
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         table.add_row(str(path.relative_to(folder)), amount(path.stat().st_size, "B"))
+    yield table
+
+
+def _brief_parts(report: Report) -> Iterator[Any]:
+    brief = dataclasses.replace(
+        report, launches=[], fallbacks=[], guards=[],
+        stages=[dataclasses.replace(s, rules=[]) for s in report.stages],
+    )  # fmt: skip
+    yield from report_parts(brief)
+    yield Text("")
+
+
+def artefact_parts(path: Path) -> Iterator[Any]:
+    """What an artefact was made of and for, its stages, and what is in it. Runs nothing of it."""
+    from effc.artefact import read_artefact
+
+    a = read_artefact(path)
+    yield from _brief_parts(a.report)
+    table = grid("", "")
+    table.add_row("written by", f"effc {a.facts['effc']}, torch {a.facts['torch']}")
+    table.add_row("built for", str(a.facts["machine"].get("capability", "any machine")))
+    table.add_row("kernels", str(sum(len(o.functions) for o in a.objects)))
+    yield table
+    yield Text("")
+    table = grid("member", "bytes")
+    for name, content in sorted(a.contents.members.items()):
+        table.add_row(name, amount(len(content), "B"))
     yield table
 
 

@@ -5,6 +5,7 @@ Imports nothing else of effc, and knows no target and no paper.
 
 from . import ops
 from .errors import (
+    ArtefactError,
     EffcError,
     InputError,
     OpError,
@@ -27,11 +28,11 @@ from .types import Dense, DType, Format, Layout, Number, Tensor, Type, channels_
 from .verify import verify
 
 __all__ = [
-    "OPS", "Cost", "DType", "Dense", "Dim", "EffcError", "Engine", "Format", "Graph", "Input",
-    "InputError", "Item", "Layout", "Match", "NearMiss", "No", "Number", "Op", "OpError",
-    "Operand", "OptionError", "Origin", "ParseError", "PassError", "PipelineError", "Rule",
-    "RuleError", "RuleStats", "Tensor", "Type", "UnsupportedError", "Value", "VerifyError",
-    "Weight", "algebraic", "bind_symbols", "channels_last", "evaluate", "find_op", "interpret",
-    "names", "nearest", "no", "node_text", "op", "ops", "parse", "row_major", "symbol", "text",
-    "verify", "yes",
+    "OPS", "ArtefactError", "Cost", "DType", "Dense", "Dim", "EffcError", "Engine", "Format",
+    "Graph", "Input", "InputError", "Item", "Layout", "Match", "NearMiss", "No", "Number", "Op",
+    "OpError", "Operand", "OptionError", "Origin", "ParseError", "PassError", "PipelineError",
+    "Rule", "RuleError", "RuleStats", "Tensor", "Type", "UnsupportedError", "Value",
+    "VerifyError", "Weight", "algebraic", "bind_symbols", "channels_last", "evaluate",
+    "find_op", "interpret", "names", "nearest", "no", "node_text", "op", "ops", "parse",
+    "row_major", "symbol", "text", "verify", "yes",
 ]  # fmt: skip

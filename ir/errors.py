@@ -72,6 +72,10 @@ class OptionError(EffcError, ValueError):
     """An unknown or ill-typed option of compile(); names the nearest known one."""
 
 
+class ArtefactError(EffcError):
+    """A compiled model cannot be saved, or a file is not an artefact that can be loaded here."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that names the closest known word, or all of them when none is close."""
     known = sorted(known)

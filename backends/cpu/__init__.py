@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from effc.codegen import cpp
-from effc.codegen.build import BuildError, Unit, build_many
+from effc.codegen.build import BuildError, Unit, build_many, load_code
+from effc.codegen.compile import header_digest
 from effc.codegen.cpp.kernel import unit
+from effc.codegen.openmp import torch_runtime
 from effc.codegen.toolchain import MissingToolchain, Toolchain, find_toolchain
-from effc.ir import Graph, No, Op, no
+from effc.ir import EffcError, Graph, No, Op, no, yes
 from effc.ir.rewrite import Answer
 
-from ..base import Backend, Options
+from ..base import Backend, Object, Options
 from .executable import CpuExecutable
-from .features import CpuFeatures, detect
+from .features import CpuFeatures, UnsupportedCpu, detect, lacking, planning_for
 from .lowering import claim
-from .plan import Plan, Program
+from .plan import Part, Plan, Program
 from .planner import make_plan
 
 __all__ = ["CpuBackend"]
 
 RUNNER = Path(cpp.__file__).parent / "runner.cpp"
+PRECISION = "float32_matmul_precision"  # among the facts of a plan's machine: it decides the plan
 PER_UNIT = 12  # kernels a translation unit: enough to share the header, few enough for all cores
 
 
@@ -42,9 +47,46 @@ class CpuBackend(Backend):
             program = build(plan, options)
         except BuildError as e:
             warnings.warn(f"effc: {e}", RuntimeWarning, stacklevel=2)
-            plan = make_plan(graph, options, no("kernels do not build: {}", e.what))
+            without = no("kernels do not build: {}", e.what)
+            plan = make_plan(graph, options, without)
             program = build(plan, options)
-        return CpuExecutable(plan, program, graph)
+        made_for = {**self.machine(), PRECISION: options.precision}
+        return CpuExecutable(plan, program, graph, without is None, made_for)
+
+    def machine(self) -> dict[str, Any]:
+        cpu, openmp = detect(), torch_runtime()
+        known = {"openmp": getattr(openmp, "name", ""), "header": header_digest()}
+        if not isinstance(cpu, CpuFeatures):
+            return known
+        facts = {f.name: getattr(cpu, f.name) for f in fields(cpu) if f.name != "notes"}
+        return {"capability": cpu.capability(), "features": facts, **known}
+
+    def runs(self, machine: Mapping[str, Any]) -> Answer:
+        here, mine = detect(), self.machine()
+        if isinstance(here, UnsupportedCpu) or "capability" not in machine:
+            return no("{}", here if isinstance(here, UnsupportedCpu) else "no CPU is named")
+        if missing := lacking(machine["capability"], here):
+            return no("it was built for a CPU with {}, which this one lacks", ", ".join(missing))
+        if machine.get("openmp") != mine["openmp"]:
+            return no("it was built for {}, torch here brings {}",
+                      machine.get("openmp") or "no OpenMP", mine["openmp"] or "none")  # fmt: skip
+        if machine.get("header") != mine["header"]:
+            return no("its kernels were built by another version of effc")
+        return yes
+
+    def load(
+        self, graph: Graph, objects: Sequence[Object], machine: Mapping[str, Any],
+        options: Any = None,
+    ) -> CpuExecutable:  # fmt: skip
+        options = replace(
+            Options.of(options), float32_matmul_precision=machine.get(PRECISION, "highest")
+        )
+        without = None if options.kernels else no("kernels were switched off")
+        with planning_for(cpu := _features(machine)):
+            plan = make_plan(graph, options, without)
+            program = attach(plan, options, objects)
+        program.cpu = cpu
+        return CpuExecutable(plan, program, graph, options.kernels, machine)
 
     def plan(self, graph: Graph, options: Any = None) -> CpuExecutable:
         """Plan and kernel text, nothing built: what the null backend shows."""
@@ -57,20 +99,55 @@ class CpuBackend(Backend):
         return no("no C++ compiler: {}", found) if isinstance(found, MissingToolchain) else None
 
 
+def _features(machine: Mapping[str, Any]) -> CpuFeatures:
+    try:
+        known: dict[str, Any] = {**machine["features"]}
+        known["extensions"] = tuple(known["extensions"])
+        return CpuFeatures(**known)
+    except (KeyError, TypeError, ValueError) as e:
+        raise EffcError("it does not say which CPU it was built for", why=repr(e)) from e
+
+
 def build(plan: Plan, options: Options) -> Program:
     """Compile and load the plan's kernels; a plan without any needs no compiler."""
     plan.numbered  # noqa: B018  numbers the roots
-    program = Program(plan, options.threads)
+    cpu = detect()
+    program = Program(plan, options.threads, cpu=cpu if isinstance(cpu, CpuFeatures) else None)
     if not plan.kernels:
         return program
     ordered = sorted(plan.kernels.values(), key=lambda k: k.name)
-    groups = [ordered[i : i + PER_UNIT] for i in range(0, len(ordered), PER_UNIT)]
+    small = [k for k in ordered if not k.alone]
+    groups = [[k] for k in ordered if k.alone]
+    groups += [small[i : i + PER_UNIT] for i in range(0, len(small), PER_UNIT)]
     units = [Unit(RUNNER.read_text(), "runner")]
     units += [Unit(unit(group), group[0].name) for group in groups]
-    toolchain, cpu = find_toolchain(), detect()
+    toolchain = find_toolchain()
     known = toolchain if isinstance(toolchain, Toolchain) else None
     flags = cpu.flags(known) if isinstance(cpu, CpuFeatures) else ()
-    program.runner, *libraries = build_many(units, flags=flags, toolchain=toolchain)
-    for group, library in zip(groups, libraries, strict=True):
-        program.owner.update((k.name, library) for k in group)
+    libraries = build_many(units, flags=flags, toolchain=toolchain)
+    for group, made, library in zip([[], *groups], units, libraries, strict=True):
+        program.add(Part(made.name, made.source, library, tuple(k.name for k in group)))
+    return program
+
+
+def attach(plan: Plan, options: Options, objects: Sequence[Object]) -> Program:
+    """The plan with kernels that were built before. Raises EffcError where one is not there.
+
+    A kernel counts as there if its text is in the source of the object that has its name: what
+    calls it was made for that very text.
+    """
+    plan.numbered  # noqa: B018  numbers the roots
+    program = Program(plan, options.threads)
+    found = {name: o for o in objects for name in o.functions}
+    for name, kernel in plan.kernels.items():
+        if name not in found or kernel.code not in found[name].source:
+            raise EffcError(f"its kernel {name} is not the one that this effc makes")
+    runner = RUNNER.read_text()
+    if plan.kernels and not any(o.source == runner for o in objects if not o.functions):
+        raise EffcError("its runner is not the one that this effc makes")
+    for o in objects:
+        library = load_code(o.code, o.name)
+        for name in o.functions:
+            library.function(name)
+        program.add(Part(o.name, o.source, library, o.functions))
     return program

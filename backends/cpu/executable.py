@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from effc.ir import InputError, Number, bind_symbols, interpret
+from effc.ir import EffcError, InputError, Number, bind_symbols, interpret
 from effc.ir.interpret import run_node
 
-from ..base import Bound, Executable, weight_values
+from ..base import Bound, Executable, Object, weight_values
 from .binding import Binder
+from .features import planning_for
 from .frame import Frame
 from .plan import Plan, Program
 from .sizes import Numbers
@@ -24,12 +25,26 @@ KEPT = 16  # idle frames; each holds an arena
 class CpuExecutable(Executable):
     """Plan and kernels, built; no weights yet."""
 
-    def __init__(self, plan: Plan, program: Program | None, graph: Any) -> None:
+    def __init__(
+        self, plan: Plan, program: Program | None, graph: Any, native: bool = True,
+        machine: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.plan, self.program, self.graph = plan, program, graph
+        self.native, self.machine = native, machine or {}
         plan.numbered  # noqa: B018  numbers the roots
         self.launches = plan.launches
         self.kernels = {k.name: k.source for k in plan.kernels.values()}
         self.memory = plan.arena.nbytes
+
+    @property
+    def objects(self) -> tuple[Object, ...]:
+        parts = self.program.parts if self.program is not None else ()
+        try:
+            return tuple(Object(p.name, p.source, p.library.read(), p.functions) for p in parts)
+        except OSError as e:
+            raise EffcError(
+                "built kernels are no longer on disk", why=str(e), fix="compile the model again"
+            ) from e
 
     def bind(self, weights: Mapping[str, torch.Tensor] | None = None) -> Bound:
         if self.program is None:
@@ -43,7 +58,8 @@ class CpuBound(Bound):
     def __init__(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
         self.program, self.plan = program, program.plan
         self.constants = _constants(self.plan, weights)
-        self.packed = {p.slot: p.make(self.constants[p.source]) for p in self.plan.packed}
+        with planning_for(program.cpu):  # weights are packed as the kernels of that CPU read them
+            self.packed = {p.slot: p.make(self.constants[p.source]) for p in self.plan.packed}
         self._weights = dict(weights or {})
         self._numbers = [isinstance(i.of, Number) for i in self.plan.graph.inputs]
         self._no_numbers = not any(self._numbers)
@@ -94,7 +110,7 @@ class CpuBound(Bound):
             numbers = Numbers(self.plan.sizes, env)
             if any(numbers(a) != numbers(b) for a, b in self.plan.equal):
                 return self._keep(key, _Interpreted(self))
-        with torch.no_grad():
+        with torch.no_grad(), planning_for(self.program.cpu):
             frame = Frame(self.program, self.constants, self.packed, env, self._refuse)
         return self._keep(key, frame)
 

@@ -7,12 +7,14 @@ feature flags, not from -march=native. Three levels follow torch's ATEN_CPU_CAPA
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,8 +95,36 @@ class UnsupportedCpu:
         return f"{self.reason}; fix: {self.fix}"
 
 
+def lacking(capability: str, here: CpuFeatures) -> tuple[str, ...]:
+    """What of a `CpuFeatures.capability()` this CPU lacks; nothing: code built for it runs here."""
+    machine, _, rest = capability.partition("+")
+    level, *extensions = rest.split("+")
+    if machine != here.capability().partition("+")[0] or level not in LEVELS:
+        return (capability,)
+    levels = LEVELS[LEVELS.index(here.level) + 1 : LEVELS.index(level) + 1]
+    return (*levels, *(e for e in extensions if not here.has(e)))
+
+
+_planned_for: ContextVar[CpuFeatures | None] = ContextVar("planned_for", default=None)
+
+
+@contextlib.contextmanager
+def planning_for(cpu: CpuFeatures | None) -> Iterator[None]:
+    """Plan, and pack weights, as on that CPU: `detect` gives it. None: this machine.
+
+    Both must match the code that was built then: sizes of tiles and blocks depend on the CPU.
+    """
+    token = _planned_for.set(cpu)
+    try:
+        yield
+    finally:
+        _planned_for.reset(token)
+
+
 def detect() -> CpuFeatures | UnsupportedCpu:
     """This machine, under EFFC_CPU (or torch's ATEN_CPU_CAPABILITY) as the highest level."""
+    if (cpu := _planned_for.get()) is not None:
+        return cpu
     asked = os.environ.get("EFFC_CPU") or os.environ.get("ATEN_CPU_CAPABILITY") or ""
     return _detect(asked, len(_affinity()))
 

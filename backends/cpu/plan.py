@@ -16,6 +16,7 @@ from effc.ir.symbols import Dim
 
 from ..base import Launch
 from .arena import Arena, layout
+from .features import CpuFeatures
 from .memory import Root
 from .sizes import Sizes
 from .steps import HostCall, KernelCall, Packed, Window
@@ -125,6 +126,7 @@ class Program:
     libraries: list[Library] = field(default_factory=list)
     runner: Library | None = None
     owner: dict[str, Library] = field(default_factory=dict)  # kernel name -> its library
+    cpu: CpuFeatures | None = None  # that it was planned for; None: this one, whatever it is
     parts: list[Part] = field(default_factory=list)
 
     def add(self, part: Part) -> None:

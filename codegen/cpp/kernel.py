@@ -78,7 +78,8 @@ def tidy(text: str) -> str:
 
 
 def unit(kernels: Sequence[Kernel]) -> str:
-    """One translation unit of several kernels."""
+    """One translation unit of several kernels, without their comments: models that share kernels,
+    a deeper one or one whose lines moved, share what was built of them."""
     if kernels[0].alone:
         return kernels[0].source
-    return "\n".join(['#include "effc.h"\n', *(k.source for k in kernels)])
+    return "\n".join(['#include "effc.h"\n', *(f"{k.code}\n" for k in kernels)])

@@ -12,6 +12,8 @@ from effc.backends.cpu.features import (
     compile_flags,
     describe,
     detect,
+    lacking,
+    planning_for,
     request_amx,
 )
 from effc.codegen.toolchain import find_toolchain
@@ -169,3 +171,32 @@ def test_cache_sizes_are_read_or_assumed(tmp_path):
         2 << 20,
         8 << 20,
     )
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "lacks"),
+    [
+        (HASWELL, HASWELL, ()),
+        ("sse2", HASWELL, ()),
+        (HASWELL, SERVER, ()),
+        (HASWELL, "sse2", ("avx2", "bmi1", "bmi2", "popcnt", "abm")),
+        (SERVER, SERVER.replace("amx_int8", ""), ("amx_int8",)),
+        (SERVER, f"{SERVER} more", ()),
+        (f"{HASWELL} avx_vnni", HASWELL, ("avx_vnni",)),
+    ],
+)
+def test_what_code_of_another_cpu_needs(built, here, lacks):
+    capability = describe(cpuinfo(built)).capability()
+    assert lacking(capability, describe(cpuinfo(here))) == lacks
+
+
+@pytest.mark.parametrize("capability", ["", "riscv64+v", "x86_64", "x86_64+avx9"])
+def test_code_of_an_unknown_cpu_needs_what_is_not_here(capability):
+    assert lacking(capability, describe(cpuinfo(SERVER))) == (capability,)
+
+
+def test_a_plan_can_be_made_for_another_cpu():
+    other, mine = describe(cpuinfo(SERVER)), detect()
+    with planning_for(other):
+        assert detect() is other
+    assert detect() is mine

@@ -13,7 +13,15 @@ import pytest
 
 from effc.codegen import build as building
 from effc.codegen import store
-from effc.codegen.build import BuildError, Library, Unit, build, build_many, explain_miss
+from effc.codegen.build import (
+    BuildError,
+    Library,
+    Unit,
+    build,
+    build_many,
+    explain_miss,
+    load_code,
+)
 from effc.codegen.toolchain import MissingToolchain, find_toolchain
 
 SOURCE = 'extern "C" int answer() { return 42; }\n'
@@ -148,6 +156,17 @@ def test_explain_miss_names_what_differs():
     assert str(explain_miss(other, flags=["-O2", "-g"])) == (
         f"{near}source text; line 1 is {other.strip()!r}, was {SOURCE.strip()!r}"
     )
+
+
+def test_builds_say_why_to_a_log_that_listens(caplog):
+    build(SOURCE, flags=["-O2"], name="answer")
+    assert not caplog.messages
+    with caplog.at_level("INFO", "effc.codegen"):
+        build(SOURCE, flags=["-O1"], name="answer")
+        build(SOURCE, flags=["-O1"], name="answer")
+    [message] = caplog.messages
+    assert message.startswith("building answer: absent; nearest is ")
+    assert message.endswith("(answer): flags: with -O1, without -O2")
 
 
 def test_explain_miss_prefers_the_same_kernel():
@@ -345,3 +364,19 @@ def test_a_library_can_be_loaded_from_a_file(tmp_path):
     copy = tmp_path / "copy.so"
     copy.write_bytes(build(SOURCE).read())
     assert answer(Library(copy)) == 42
+
+
+def test_code_from_elsewhere_is_kept_by_its_hash(cache):
+    code = build(SOURCE).read()
+    library = load_code(code, "given")
+    assert answer(library) == 42 and library.read() == code
+    assert library.path.is_relative_to(cache / "v1" / "loaded") and library.name == "given"
+    assert load_code(code) is library
+    library.path.write_bytes(b"damaged")
+    building._loaded.clear()
+    assert load_code(code).read() == code
+
+
+def test_code_that_is_none_is_a_build_error():
+    with pytest.raises(BuildError, match="kernel given cannot be loaded"):
+        load_code(b"hello", "given")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import effc
 from effc.cli import cli, main
 from effc.dump import Dump
 from effc.instruments import Measure
@@ -133,6 +134,35 @@ def test_explain_a_dump(dumped):
     rule = run("explain", dumped, "--rule", "AddScales").stdout
     assert rule.startswith("stage 1, planted-bug\nAddScales  3 of")
     assert json.loads(run("explain", dumped, "--json").stdout)["version"] == 1
+
+
+@pytest.fixture
+def saved(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU()).eval()
+    effc.compile(net, example_inputs=(X,)).save(tmp_path / "model.effc")
+    return tmp_path / "model.effc"
+
+
+def test_dump_and_explain_a_saved_model(saved, tmp_path):
+    done = run("dump", saved)
+    assert done.exit_code == 0 and "written by  effc 0." in done.stdout
+    assert "weights.safetensors" in done.stdout and "x86_64" in done.stdout
+    done = run("dump", saved, tmp_path / "out")
+    assert "000_capture.py" in done.stdout and "manifest.json" in done.stdout
+    assert run("dump", saved, tmp_path / "out").exit_code == 0  # a dump of ours may be replaced
+    assert run("explain", saved).stdout == run("explain", tmp_path / "out").stdout
+
+
+def test_mistakes_with_saved_models(capsys, saved, tmp_path, dumped):
+    data = saved.read_bytes()
+    saved.write_bytes(data[:-1])
+    for command in ("dump", "explain"):
+        code, error = fails(capsys, command, saved)
+        assert code == 1 and "model.effc is damaged" in error
+    code, error = fails(capsys, "dump", dumped / "report.json", tmp_path / "out")
+    assert code == 1 and "report.json is not an artefact of effc" in error
+    code, error = fails(capsys, "dump", dumped, tmp_path / "other")
+    assert code == 1 and "cannot read" in error
 
 
 def test_explain_several_graphs(tmp_path):

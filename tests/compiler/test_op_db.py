@@ -1,8 +1,8 @@
-"""A slice of torch's operator database; `python -m benchmarks.op_sweep` runs all of it."""
+"""A slice of torch's operator database; `effc bench ops` runs all of it."""
 
 import pytest
 
-from benchmarks.op_sweep import operators, sweep
+from effc.benchmarks.op_sweep import operators, sweep
 
 # One of each kind: pointwise, promoted, in place by nature, views, reductions, indexing, random,
 # linear algebra with several results, images, losses, uninitialised memory.
