@@ -1,6 +1,7 @@
 # Everything runs in .venv, which is made and kept up to date here:
 #   make demo    what effc does, on small models, in a few minutes
 #   make test    lint, format, types, tests
+#   make bench   effc beside other ways to run models, for hours; `effc bench --help` has parts of it
 #
 # PYTHON=python3.12   the Python that .venv is made with
 # TORCH=torch==2.12.0 another torch than the pinned one, as a pip requirement
@@ -40,7 +41,7 @@ types: $(VENV)/.test
 	$(BIN)/python tools/typecheck.py
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks
+	$(BIN)/effc bench
 
 # Pins again from what .venv holds now.
 lock: $(VENV)/.bench

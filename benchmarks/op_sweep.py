@@ -1,6 +1,6 @@
 """torch's own operator database through `torch.compile(op, backend="effc")`, against eager.
 
-    python -m benchmarks.op_sweep [--samples 3] [--out benchmarks/results/op_sweep.json] [NAME ...]
+    effc bench ops [--rounds 3] [--only NAME] ...     rounds: samples of each operator
 
 For every operator and CPU float32 sample: the same seed, one eager call, one compiled call, and
 torch.testing's own tolerances. Operators whose result is random by design are compared by the seed
@@ -9,14 +9,13 @@ too; those that torch leaves uninitialised (`empty`) by type and shape only.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import platform
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from itertools import islice
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from click import echo
 
 # Their memory is not written by the operator: only type, shape and strides mean something.
 UNINITIALISED = (
@@ -114,38 +114,32 @@ def _refusal(compiled: Any) -> str:
     return next((str(r.refusal) for r in records if r.refusal is not None), "")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--samples", type=int, default=3)
-    parser.add_argument("--out", type=Path)
-    chosen = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.disable(logging.ERROR)
+def run(names: Sequence[str], samples: int, out: Path | None = None) -> Counter[str]:
+    """Sweep operators by name (all without names), print failures and counts, write `out`."""
     start = time.perf_counter()
-    results = []
-    for result in sweep(operators(chosen.names), chosen.samples):
-        results.append(result)
-        if result.failure:
-            print(f"{result.op}: {result.failure}", flush=True)
-    count: Counter[str] = Counter()
+    results, count = [], Counter[str]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.ERROR)
+        try:
+            for result in sweep(operators(names), samples):
+                results.append(result)
+                if result.failure:
+                    echo(f"{result.op}: {result.failure}")
+        finally:
+            logging.disable(before)
     for r in results:
         count["skipped" if r.skipped else "failed" if r.failure else "right"] += 1
         count["samples"] += r.samples
         count["refused whole"] += bool(r.refused)
-    print(dict(count), f"{time.perf_counter() - start:.0f} s")
-    if chosen.out:
+    echo(f"{dict(count)} {time.perf_counter() - start:.0f} s")
+    if out:
         found = {
             "date": date.today().isoformat(), "machine": platform.processor() or platform.machine(),
-            "torch": torch.__version__, "samples": chosen.samples, "counts": dict(count),
+            "torch": torch.__version__, "samples": samples, "counts": dict(count),
             "operators": [asdict(r) for r in results],
         }  # fmt: skip
-        chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        chosen.out.write_text(json.dumps(found, indent=1) + "\n")
-    return 1 if count["failed"] else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(found, indent=1) + "\n")
+    return count

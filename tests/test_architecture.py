@@ -1,4 +1,4 @@
-"""Imports go one way: ir <- passes, ir <- codegen <- backends, compiler on top, and examples.
+"""Imports go one way: ir <- passes, ir <- codegen <- backends, compiler on top, examples, benchmarks.
 
 Every import of a file counts: absolute or relative, inside functions, under TYPE_CHECKING, and
 `import_module` with a literal name. Importing `effc` itself means importing `compiler/`.
@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "passes": {"ir", "passes"},
     "codegen": {"ir", "codegen"},
     "backends": {"ir", "codegen", "backends"},
-    "compiler": {"ir", "passes", "codegen", "backends", "compiler", "examples"},
+    "compiler": {"ir", "passes", "codegen", "backends", "compiler", "examples", "benchmarks"},
     "examples": {"ir", "passes", "codegen", "backends", "compiler", "examples"},
+    "benchmarks": {"ir", "passes", "codegen", "backends", "compiler", "examples", "benchmarks"},
 }
 
 

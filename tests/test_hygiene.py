@@ -16,7 +16,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"effc": "compiler"} | {
-    f"effc.{r}": r for r in ("backends", "codegen", "examples", "ir", "passes")
+    f"effc.{r}": r for r in ("backends", "benchmarks", "codegen", "examples", "ir", "passes")
 }
 # Spelled in pieces, so that this file does not find itself.
 MACHINE_PATHS = re.compile(r"(?<![\w.}/~-])/(?:work|root|home/\w+|Users/\w+)" + r"/[\w.]")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VIEW = Path("build/types/effc")
-ROOMS = ("backends", "codegen", "examples", "ir", "passes")
+ROOMS = ("backends", "benchmarks", "codegen", "examples", "ir", "passes")
 UNCHECKED = {"examples"}  # models in plain torch, whose submodules no checker knows the type of
 
 
