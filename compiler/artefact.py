@@ -344,7 +344,8 @@ def _executable(a: Artefact, rebuild: bool) -> Executable:
 
 
 def _rebuilt(a: Artefact, backend: Backend, graph: Graph, captured: Graph) -> Executable:
-    made = backend.compile(graph, {"captured": captured})
+    precision = a.facts["machine"].get("float32_matmul_precision")
+    made = backend.compile(graph, {"captured": captured, "float32_matmul_precision": precision})
     if not made.native:
         why = next((str(reason) for _, reason in made.fallbacks), "no kernel can be built here")
         raise ArtefactError(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
+from effc.backends.base import PRECISIONS
 from effc.ir import OptionError, nearest
 from effc.passes.base import Pipeline
 from effc.passes.pipelines import DEFAULT
@@ -24,6 +25,15 @@ class Options:
     fallback: who runs graphs that are not taken (training, refusals): "aten" or "inductor".
     measure: run the reference interpreter around every pass and record the error it adds.
     verify: check every graph and its text after every pass.
+
+    float32_matmul_precision: "highest", "high" or "medium", with the meaning they have for
+    torch.set_float32_matmul_precision; None is what is set there when a graph is compiled. A
+    compiled graph keeps the precision it was compiled with (a change of torch's switch between
+    "highest" and the others makes Dynamo compile again; one between those two does not).
+    "high" takes float32 factors as two bf16 parts each, 16 bits of 24; "medium" as bf16, 8 bits;
+    sums are float32. They are a permission: on a CPU without AMX products stay float32. With
+    "high" a product with an infinity may be NaN. Routines of torch's libraries follow torch's
+    switch at each call.
     """
 
     pipeline: str = DEFAULT
@@ -33,6 +43,7 @@ class Options:
     fallback: str = "aten"
     measure: bool = False
     verify: bool = bool(os.environ.get("EFFC_VERIFY"))
+    float32_matmul_precision: str | None = None
 
     @staticmethod
     def of(given: Mapping[str, Any] | None) -> Options:
@@ -52,6 +63,10 @@ class Options:
         if options.fallback not in FALLBACKS:
             fix = nearest(options.fallback, FALLBACKS)
             raise OptionError(f"option fallback is {options.fallback!r}", fix=fix)
+        precision = options.float32_matmul_precision
+        if precision is not None and precision not in PRECISIONS:
+            fix = nearest(precision, PRECISIONS)
+            raise OptionError(f"option float32_matmul_precision is {precision!r}", fix=fix)
         options.passes.check()
         return options
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from effc.codegen.cpp.kernel import Kernel
-from effc.ir import Graph, Input, Item, Number, Op, Weight, row_major
+from effc.ir import DType, Graph, Input, Item, Number, Op, Weight, row_major
 from effc.ir.rewrite import No
 from effc.ir.symbols import Dim
 from effc.ir.types import Tensor, i64
@@ -35,6 +35,7 @@ class Builder:
     origin: Mapping[Op, Op] = field(default_factory=dict)  # node -> the one that reports show
     escaping: frozenset[Op] = frozenset()  # values whose memory the caller gets to see
     kernels: bool = True  # whether any can be built here
+    precision: str = "highest"  # of float32 products
     lowered: set[Op] = field(default_factory=set)
     steps: list[KernelCall | HostCall] = field(default_factory=list)
     roots: list[Root] = field(default_factory=list)
@@ -92,14 +93,15 @@ class Builder:
         return self.packed[node, what, key].slot
 
     def derived_ref(
-        self, node: Op, what: str, fn: Callable[[Any], Any], count: int, key: Any = None
-    ) -> Ref:
-        """fn(constant) as kernels read it: `count` elements of the constant's type in a row."""
+        self, node: Op, what: str, fn: Callable[[Any], Any], count: int, key: Any = None,
+        dtype: DType | None = None,
+    ) -> Ref:  # fmt: skip
+        """fn(constant) as kernels read it: `count` elements in a row, of the constant's type."""
         slot = self.derived(node, what, fn, key)
         root = self.derived_roots.get(slot)
         if root is None:
-            t = node.tensor
-            root = Root("packed", node, t.dtype, (count,), (1,), slot=slot, owned=False)
+            dtype = dtype or node.tensor.dtype
+            root = Root("packed", node, dtype, (count,), (1,), slot=slot, owned=False)
             root.read_by_kernels = True
             self.roots.append(root)
             self.derived_roots[slot] = root

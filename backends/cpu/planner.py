@@ -20,7 +20,10 @@ def make_plan(graph: Graph, options: Options, without: No | None = None) -> Plan
     """without: why no kernel can be built here; then torch runs everything."""
     prepared = prepare(graph, lambda n: without is None and bool(claim(n)))
     graph = prepared.graph
-    b = Builder(graph, prepared.names, prepared.origin, escaping(graph), without is None)
+    b = Builder(
+        graph, prepared.names, prepared.origin, escaping(graph), without is None,
+        options.precision,
+    )  # fmt: skip
     inputs = [b.add_input(i) for i in graph.inputs]
     for node in graph.nodes:
         if node not in graph.constants:

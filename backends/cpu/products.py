@@ -1,9 +1,13 @@
 """Matrix products and convolutions in our own kernels, with what follows computed on the sums.
 
-Taken: float32 `linear`, and `conv2d` of one group in channels-last memory with a constant weight.
-3x3 convolutions of stride 1 go through Winograd's transform where the cost model says that pays;
-its interpolation points keep the error that of a plain sum (core/winograd.cpp). Everything else is
-a library routine (library.py).
+Taken: float32 `attention` and `linear`; and `conv2d` in channels-last memory with a constant
+weight, of one group or depthwise. 3x3 convolutions of stride 1 go through Winograd's transform
+where the cost model says that pays; its interpolation points keep the error that of a plain sum
+(core/winograd.cpp). Everything else is a library routine (library.py).
+
+On a CPU with AMX, `attention`, and `linear` and `conv2d` of one group with a constant weight go to
+its tiles where bf16 products are allowed: operands are bf16 themselves, or the precision of float32
+products is below `highest` (core/convolution_bf16.cpp, core/attention_bf16.cpp).
 """
 
 from __future__ import annotations
@@ -11,22 +15,25 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from effc.codegen.cpp.kernel import Kernel
 from effc.codegen.cpp.loops import Nest, Operand
-from effc.codegen.cpp.products import F32, TILES, Tile, core, epilogue
+from effc.codegen.cpp.products import BF16, F32, TILES, Tile, core, epilogue
 from effc.codegen.cpp.region import Statements
 from effc.ir import Op, no, yes
 from effc.ir.rewrite import Answer
 from effc.ir.symbols import Dim
-from effc.ir.types import channels_last
+from effc.ir.types import channels_last, row_major
 
 from .builder import Builder
 from .features import CpuFeatures, detect
 from .memory import Ref, whole
+from .movers import copy_into
 from .regions import broadcast, layout_order
 
 BLOCK = 96  # rows of a block: whole tiles of every instruction set
@@ -51,13 +58,13 @@ def takes(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Answer:
         return no("no kernels are built", at=node)
     if node.name not in MAKERS:
         return no("{} goes to a library", node.name, at=node)
-    if node.tensor.dtype != F32:
+    if node.tensor.dtype != F32 and not _on_tiles(b, node, operands):
         return no("{} of {} goes to a library", node.name, node.tensor.dtype, at=node)
     return _takes_convolution(b, node, operands) if node.name == "conv2d" else yes
 
 
 def _takes_convolution(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Answer:
-    if node.groups != 1:
+    if node.groups != 1 and not _is_depthwise(node):
         return no("a convolution of {} groups goes to a library", node.groups, at=node)
     if node.x.tensor.layout != channels_last or node.tensor.layout != channels_last:
         return no("a convolution in row-major memory goes to a library", at=node)
@@ -70,6 +77,8 @@ def find(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
     """The call that computes the anchor, or None where a library does."""
     if not takes(b, node, operands):
         return None
+    if _on_tiles(b, node, operands):
+        return TILED[node.name](b, node, operands)
     return MAKERS[node.name](b, node, operands)
 
 
@@ -83,8 +92,9 @@ def lower(
     """
     t = anchor.tensor
     goes_on = shown.tensor.shape != t.shape  # other steps finish what is shown
-    out = whole(b.own(result if goes_on else shown, result.tensor, product.strides))
     refs = {leaf: broadcast(b, ref, t.shape) for leaf, ref in leaves.items()}
+    # Memory of its own: writing over a dead operand of the epilogue measured 5 % slower.
+    out = whole(b.own(result if goes_on else shown, result.tensor, product.strides))
     bias_of = getattr(anchor, "bias", None)
     if bias_of is not None:
         channel = 1 if anchor.name == "conv2d" else t.rank - 1
@@ -93,10 +103,10 @@ def lower(
         refs[_BIAS] = bias.with_(shape=t.shape, strides=strides)
 
     def body(s: Statements, total: tuple[Any, ...]) -> Any:
-        s.values[anchor] = total
+        s.values[anchor] = total[0], t.dtype, True
         if bias_of is not None:
             text = f"{total[0]} + {s.values[_BIAS][0]}"
-            s.values[anchor] = s.let(F32, text, True)
+            s.values[anchor] = s.let(t.dtype, text, True)
         for n in rest:
             s.add(n)
         return s.values[result]
@@ -128,15 +138,37 @@ def up(n: int, unit: int) -> int:
 
 
 def _linear(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
-    x, w = b.ref(operands[node.x]), b.ref(operands[node.w])
+    w = b.ref(operands[node.w])
     results, depth = node.w.tensor.shape
-    rows = Nest(x.shape[:-1], (Operand(x.dtype, x.strides[:-1]),)).collapsed().at_least(1)
-    if rows.rank > 1 or not (_unit(x, -1) and _unit(w, -1)):
+    if not _unit(w, -1):
         return None
+    x, rows = _lined_up(b, operands[node.x])
     made = core("linear", 3, 8)
     numbers = (rows.sizes[0], results, depth, rows.operands[0].strides[0], w.strides[0], BLOCK,
                up(64, tile().panel))  # fmt: skip
     return Product(made, (x, w), numbers)
+
+
+def _lined_up(b: Builder, value: Op) -> tuple[Ref, Nest]:
+    """The value with rows at equal steps, copied where it does not lie so."""
+    x = b.ref(value)
+    rows = _rows(x)
+    if rows.rank > 1 or not _unit(x, -1):
+        x = _packed(b, value, x)
+        rows = _rows(x)
+    return x, rows
+
+
+def _rows(x: Ref) -> Nest:
+    """Everything but the last dimension, in as few dimensions as its strides allow."""
+    return Nest(x.shape[:-1], (Operand(x.dtype, x.strides[:-1]),)).collapsed().at_least(1)
+
+
+def _packed(b: Builder, value: Op, ref: Ref) -> Ref:
+    """A copy with rows in order: a small part of the time of a product over them."""
+    root = b.new_root("arena", value, value.tensor.with_(layout=row_major))
+    copy_into(b, value, whole(root), ref, note="packed for a product")
+    return whole(root)
 
 
 def _unit(ref: Ref, axis: int) -> bool:
@@ -156,6 +188,10 @@ def _convolution(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | 
     steps = (x.strides[0], x.strides[2], x.strides[3])
     sizes = (batch, height, width, channels, results, high, wide, *steps)
     constant = operands[node.w]
+    window = (tall, broad, *node.stride, *node.padding, *node.dilation)
+    if node.groups != 1:
+        w = b.derived_ref(constant, "taps", depthwise_taps, tall * broad * results)
+        return Product(core("depthwise", 3, 19), (x, w), (*sizes, *window))
     if winograd_pays(node):
         count = POINTS * channels * up(results, tile().width)
         w = b.derived_ref(constant, "points", at_points, count, tile())
@@ -165,7 +201,6 @@ def _convolution(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | 
     w = b.derived_ref(constant, "panels", convolution_panels, count, tile())
     chunk = up(min(results, 128), tile().panel)
     gather = int(channels < FEW_CHANNELS)
-    window = (tall, broad, *node.stride, *node.padding, *node.dilation)
     return Product(core("convolution", 3, 22), (x, w), (*sizes, *window, BLOCK, chunk, gather))
 
 
@@ -192,14 +227,21 @@ def _attention(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | No
     mask, kind, steps = q, 0, (0, 0, 0, 0)
     if node.mask is not None:
         mask = _with_heads(b, b.ref(operands[node.mask]), (*lead, queries, keys))
-        kind, steps = (1 if node.mask.dtype == F32 else 2), mask.strides
+        kind, steps = MASKS.get(mask.dtype, 2), mask.strides
     scale = depth**-0.5 if node.scale is None and depth else node.scale or 0.0
     numbers = (
         *q.shape[:2], queries, keys, depth, results, sharing, _bits(scale), int(node.causal),
         kind, *q.strides[:3], *k.strides[:3], *v.strides[:3], *steps,
     )  # fmt: skip
     strides = _heads_inside(node.tensor.shape)
+    if _on_tiles(b, node, operands):
+        parts = _parts(b, node) or 0
+        made, note = core("attention_bf16", 5, 25), NOTES[parts]
+        return Product(made, (q, k, v, mask), (*numbers, parts), note, strides)
     return Product(core("attention", 5, 24), (q, k, v, mask), numbers, strides=strides)
+
+
+MASKS = {F32: 1, BF16: 3}  # added; others keep a score or drop it
 
 
 def _with_heads(b: Builder, ref: Ref, shape: tuple[Dim, ...]) -> Ref:
@@ -224,7 +266,99 @@ def _heads_inside(shape: tuple[Dim, ...]) -> tuple[Dim, ...] | None:
 
 MAKERS = {"linear": _linear, "conv2d": _convolution, "attention": _attention}
 
+# ------------------------------------------------------------------ bf16 products on AMX tiles
+
+
+def amx() -> bool:
+    """Whether this CPU multiplies bf16 tiles, and this process may."""
+    cpu = detect()
+    return isinstance(cpu, CpuFeatures) and cpu.has("amx_tile") and cpu.has("amx_bf16")
+
+
+def _parts(b: Builder, node: Any) -> int | None:
+    """bf16 parts of a float32 operand, 0 where it is bf16 itself; None: products are not bf16."""
+    if node.tensor.dtype == BF16:
+        return 0
+    return PARTS.get(b.precision) if node.tensor.dtype == F32 else None
+
+
+PARTS = {"high": 2, "medium": 1}
+NOTES = {0: "bf16", 1: "bf16", 2: "bf16 x3"}  # how often a product is made of bf16 ones
+
+
+def _on_tiles(b: Builder, node: Any, operands: Mapping[Op, Op]) -> bool:
+    if node.name not in TILED or _parts(b, node) is None or not amx():
+        return False
+    if node.name == "attention":
+        queries, depth = node.q.tensor.shape[-2:]
+        few = isinstance(queries, int) and queries <= FEW_QUERIES
+        return not few and isinstance(depth, int) and depth > 0
+    sizes = node.w.tensor.shape
+    if node.name == "conv2d" and node.groups != 1:
+        return False
+    return b.is_constant(operands[node.w]) and all(isinstance(n, int) and n for n in sizes)
+
+
+def _linear_on_tiles(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
+    """A 1x1 convolution over a picture of one line, whose pixels are the rows."""
+    x, rows = _lined_up(b, operands[node.x])
+    results, depth = node.w.tensor.shape
+    count, step = rows.sizes[0], rows.operands[0].strides[0]
+    sizes = (1, 1, count, depth, results, 1, count, 0, 0, step)
+    return _tiled(b, node, operands, x, sizes, (1, 1, 1, 1, 0, 0, 1, 1))
+
+
+def _convolution_on_tiles(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
+    x = b.ref(operands[node.x])
+    if not _unit(x, 1):
+        return None
+    batch, channels, height, width = node.x.tensor.shape
+    results, _, tall, broad = node.w.tensor.shape
+    _, _, high, wide = node.tensor.shape
+    steps = (x.strides[0], x.strides[2], x.strides[3])
+    sizes = (batch, height, width, channels, results, high, wide, *steps)
+    window = (tall, broad, *node.stride, *node.padding, *node.dilation)
+    return _tiled(b, node, operands, x, sizes, window)
+
+
+TILED = {"linear": _linear_on_tiles, "conv2d": _convolution_on_tiles, "attention": _attention}
+FEW_QUERIES = 4  # keys are not turned into tiles for so few
+
+
+def _tiled(
+    b: Builder, node: Any, operands: Mapping[Op, Op], x: Ref, sizes: tuple[Dim, ...],
+    window: tuple[Dim, ...],
+) -> Product:  # fmt: skip
+    results, channels, tall, broad = (*node.w.tensor.shape, 1, 1)[:4]
+    parts = _parts(b, node) or 0
+    together = pixels_together(channels, broad)
+    deep = tall * broad // together * up(together * channels, DEEP)
+    count = max(1, parts) * deep * up(results, 16)
+    pack = partial(in_tiles, parts=parts)
+    w = b.derived_ref(operands[node.w], "tiles", pack, count, parts, BF16)
+    numbers = (*sizes, *window, up(min(results, 128), 32), together, _l2() // 2, parts)
+    return Product(core("convolution_bf16", 3, 23), (x, w), numbers, NOTES[parts])
+
+
+DEEP = 32  # products of one step of a tile
+
+
+def pixels_together(channels: int, broad: int) -> int:
+    """Pixels under a line of the kernel that are put together, where that halves the products."""
+    together = 2 * up(broad * channels, DEEP) <= broad * up(channels, DEEP)
+    return broad if together else 1
+
+
 # ------------------------------------------------------------------ packed weights
+
+
+def _is_depthwise(node: Any) -> bool:
+    return node.groups == node.x.tensor.shape[1] == node.w.tensor.shape[0]
+
+
+def depthwise_taps(w: torch.Tensor) -> torch.Tensor:
+    """[channels, 1, height, width] -> [height, width, channels], flat."""
+    return w.permute(2, 3, 1, 0).flatten()
 
 
 def panels(w: torch.Tensor) -> torch.Tensor:
@@ -240,6 +374,30 @@ def panels(w: torch.Tensor) -> torch.Tensor:
 def convolution_panels(w: torch.Tensor) -> torch.Tensor:
     """[results, channels, height, width] -> panels over (height, width, channels)."""
     return panels(w.permute(2, 3, 1, 0).flatten(0, 2))
+
+
+def in_tiles(w: torch.Tensor, parts: int) -> torch.Tensor:
+    """[results, channels, ...] as bf16 tiles for AMX: 16 pairs of k x 16 results, flat.
+
+    In panels of two tiles' results, and a last one of a single tile; in a panel step after step of
+    the products; of a step its parts; of a part its tiles. See tiles_product in effc_amx.h.
+    """
+    results, channels, tall, broad = (*w.shape, 1, 1)[:4]
+    together = pixels_together(channels, broad)
+    k = w.reshape(results, channels, tall, broad).permute(2, 3, 1, 0)
+    k = k.reshape(tall * broad // together, together * channels, results)
+    k = F.pad(k, (0, up(results, 16) - results, 0, up(k.shape[1], DEEP) - k.shape[1]))
+    steps, tiles = k.shape[0] * k.shape[1] // DEEP, k.shape[2] // 16
+    split = torch.stack(in_parts(k, parts)).reshape(max(1, parts), steps, 16, 2, tiles, 16)
+    panels = split.permute(4, 1, 0, 2, 5, 3).split(2)
+    return torch.cat([p.permute(1, 2, 0, 3, 4, 5).flatten() for p in panels])
+
+
+def in_parts(x: torch.Tensor, parts: int) -> list[torch.Tensor]:
+    """bf16(x), and with two parts what that left out; no rest of an infinity."""
+    high = x.bfloat16()
+    rest = (x - high).bfloat16()
+    return [high, rest.where(high.isfinite(), 0)][: max(1, parts)]
 
 
 def at_points(w: torch.Tensor) -> torch.Tensor:
@@ -309,4 +467,14 @@ def _guess(size: Dim) -> int:
     return size if isinstance(size, int) else 64
 
 
-__all__ = ["Product", "at_points", "convolution_panels", "find", "lower", "panels", "takes"]
+__all__ = [
+    "Product",
+    "amx",
+    "at_points",
+    "convolution_panels",
+    "find",
+    "in_tiles",
+    "lower",
+    "panels",
+    "takes",
+]

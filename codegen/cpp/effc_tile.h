@@ -38,6 +38,12 @@ EFFC_INLINE vec load_part(const float* p, int64_t count) {
 EFFC_INLINE int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 EFFC_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Rows of a block, at most `most`, so that the last one is not much smaller than the others.
+EFFC_INLINE int64_t even_block(int64_t rows, int64_t most) {
+  const int64_t blocks = (rows + most - 1) / most;
+  return up((rows + blocks - 1) / blocks, TILE_ROWS);
+}
+
 // Blocks of so many products that are worth a thread.
 EFFC_INLINE int64_t grain_of(int64_t products) { return 1 + 500000 / (products + 1); }
 
@@ -99,14 +105,16 @@ EFFC_INLINE void panels_product(const float* const* rows, int64_t count, int64_t
                                 const float* b, int64_t n, float* c, int64_t ldc, bool add = false) {
   for (int64_t j = 0; j < n; j += PANEL, b += runs * k * PANEL) {
     const int64_t vectors = (least(n - j, PANEL) + WIDTH - 1) / WIDTH, ldb = vectors * WIDTH;
-    const Tile whole = tile_of(TILE_ROWS, vectors);
+    // Rows are shared out evenly: a last tile of one or two would wait for its own sums.
+    const int64_t tiles = (count + TILE_ROWS - 1) / TILE_ROWS, some = count / tiles;
+    const int64_t larger = count % tiles * (some + 1);  // rows in tiles of one row more
     int64_t i = 0;
-    for (; i + TILE_ROWS <= count; i += TILE_ROWS) {
-      whole(rows + i * runs, runs, k, b, ldb, c + i * ldc + j, ldc, add);
+    if (larger) {
+      const Tile more = tile_of(some + 1, vectors);
+      for (; i < larger; i += some + 1) more(rows + i * runs, runs, k, b, ldb, c + i * ldc + j, ldc, add);
     }
-    if (i < count) {
-      tile_of(count - i, vectors)(rows + i * runs, runs, k, b, ldb, c + i * ldc + j, ldc, add);
-    }
+    const Tile rest = tile_of(some, vectors);
+    for (; i < count; i += some) rest(rows + i * runs, runs, k, b, ldb, c + i * ldc + j, ldc, add);
   }
 }
 

@@ -20,7 +20,7 @@ from .pointwise import Made
 from .region import Statements, store
 from .scalar import storage
 
-F32 = DTYPES["f32"]
+F32, BF16 = DTYPES["f32"], DTYPES["bf16"]
 
 
 @dataclass(frozen=True)

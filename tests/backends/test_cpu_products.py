@@ -75,7 +75,8 @@ def test_linear_of_any_size(rows, depth, results) -> None:
 
 
 def test_linear_reads_views_as_they_lie(compiled) -> None:
-    """A slice of a wider row, and rows that do not follow each other, which a library takes."""
+    """A slice of a wider row; rows that do not follow each other are packed first; a weight whose
+    rows are not in order is a library's."""
     run = compiled(
         """
 def graph(x: f32[4, 6, 40], w: f32[9, 16], v: f32[16, 9]):
@@ -90,14 +91,14 @@ def graph(x: f32[4, 6, 40], w: f32[9, 16], v: f32[16, 9]):
 """
     )
     run(torch.randn(4, 6, 40), torch.randn(9, 16), torch.randn(16, 9))
-    assert called(run) == ["effc_linear"]
+    assert called(run) == ["effc_linear", "effc_linear"]
 
 
 CONV = """
 def graph(x: f32[N, C, H, W]{last}, z: f32[N, K, OH, OW]{last}, g: f32[N, K, 1, 1], s: f32[N, 1, OH, OW]{last}):
-    w0: f32[K, C, KH, KW] = weight("w", digest="")
+    w0: f32[K, CG, KH, KW] = weight("w", digest="")
     w1: f32[K] = weight("b", digest="")
-    def body(x: f32[N, C, H, W]{last}, w: f32[K, C, KH, KW], b: f32[K], z: f32[N, K, OH, OW]{last}, g: f32[N, K, 1, 1], s: f32[N, 1, OH, OW]{last}):
+    def body(x: f32[N, C, H, W]{last}, w: f32[K, CG, KH, KW], b: f32[K], z: f32[N, K, OH, OW]{last}, g: f32[N, K, 1, 1], s: f32[N, 1, OH, OW]{last}):
         y0 = conv2d(x, w, b, WINDOW)
         y1 = mul(y0, g)
         y2 = add(y1, s)
@@ -114,16 +115,19 @@ def conv_out(size: int, kernel: int, stride: int, padding: int, dilation: int) -
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def conv_graph(n, c, k, h, w, kernel, stride=1, padding=1, dilation=1):
+def conv_graph(n, c, k, h, w, kernel, stride=1, padding=1, dilation=1, groups=1):
     """The graph, and inputs it takes."""
     oh, ow = (conv_out(s, kernel, stride, padding, dilation) for s in (h, w))
-    window = f"stride=({stride}, {stride}), padding=({padding}, {padding}), dilation=({dilation}, {dilation})"
+    window = f"stride=({stride}, {stride}), padding=({padding}, {padding}), dilation=({dilation}, {dilation}), groups={groups}"
     source = CONV.replace("WINDOW", window)
-    for name, value in {"OH": oh, "OW": ow, "KH": kernel, "KW": kernel, "N": n, "C": c, "K": k,
+    for name, value in {"OH": oh, "OW": ow, "KH": kernel, "KW": kernel, "N": n, "CG": c // groups, "C": c, "K": k,
                         "H": h, "W": w}.items():  # fmt: skip
         for before, after in (("[", ","), (" ", ","), (" ", "]"), ("[", "]")):
             source = source.replace(f"{before}{name}{after}", f"{before}{value}{after}")
-    weights = {"w": torch.randn(k, c, kernel, kernel) / (c * kernel**2) ** 0.5, "b": torch.randn(k)}
+    weights = {
+        "w": torch.randn(k, c // groups, kernel, kernel) / (c // groups * kernel**2) ** 0.5,
+        "b": torch.randn(k),
+    }
     inputs = [torch.randn(n, c, h, w), torch.randn(n, k, oh, ow), torch.randn(n, k, 1, 1),
               torch.randn(n, 1, oh, ow)]  # fmt: skip
     return parse(source, weights=weights), inputs
@@ -166,6 +170,25 @@ def test_winograd(compiled, level, monkeypatch, sizes) -> None:
     run = compiled(graph)
     run(*inputs)
     assert called(run) == ["effc_winograd"] * 2
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(n=2, c=40, k=40, h=9, w=23, kernel=3),
+        dict(n=1, c=33, k=33, h=8, w=9, kernel=3, stride=2),
+        dict(n=1, c=19, k=19, h=12, w=15, kernel=5, padding=2),
+        dict(n=1, c=3, k=3, h=6, w=11, kernel=3, padding=2, dilation=2),
+        dict(n=1, c=24, k=24, h=7, w=7, kernel=3, padding=0),
+        dict(n=3, c=700, k=700, h=2, w=3, kernel=3),
+    ],
+    ids=str,
+)
+def test_depthwise(compiled, level, sizes) -> None:
+    graph, inputs = conv_graph(**sizes, groups=sizes["c"])
+    run = compiled(graph)
+    run(*inputs)
+    assert called(run) == ["effc_depthwise"] * 2
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

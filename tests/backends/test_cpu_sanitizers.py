@@ -13,6 +13,7 @@ from effc.examples.zoo.library import LIBRARY
 from effc.ir import parse
 
 from . import replay
+from .amx import pretend
 
 FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
@@ -51,6 +52,38 @@ def test_models(name, monkeypatch, tmp_path) -> None:
     with torch.no_grad():
         torch.compile(model, backend="effc")(*args, **kwargs)
     assert clean(recorder, tmp_path) > 10
+
+
+@pytest.mark.parametrize("precision", ["medium", "high"])
+def test_products_on_tiles(precision, monkeypatch, tmp_path) -> None:
+    """No size is one of whole tiles; bands of lines, strips, and lines apart among them."""
+    sizes = {"w": (53, 37, 3, 2), "v": (7, 37, 1, 3), "u": (5, 3, 3, 3), "l": (23, 37)}
+    weights = {name: torch.randn(size) for name, size in sizes.items()}
+    weights["h"] = torch.randn(19, 70).bfloat16()
+    graph = parse(
+        """
+def graph(x: f32[2, 37, 9, 301] @ channels_last, z: f32[2, 3, 21, 40] @ channels_last, q: f32[2, 213, 37], k: f32[2, 199, 37], h: bf16[45, 70]):
+    w0: f32[53, 37, 3, 2] = weight("w", digest="")
+    w1: f32[7, 37, 1, 3] = weight("v", digest="")
+    w2: f32[5, 3, 3, 3] = weight("u", digest="")
+    w3: bf16[19, 70] = weight("h", digest="")
+    w4: f32[23, 37] = weight("l", digest="")
+    y0 = conv2d(x, w0, stride=(1, 2), padding=(1, 1), dilation=(2, 1))
+    y1 = conv2d(x, w1, padding=(0, 24), dilation=(1, 24))
+    y2 = conv2d(z, w2, padding=(1, 1))
+    y3 = linear(h, w3)
+    y4 = attention(q, k, k)
+    y5 = linear(q, w4)
+    return y0, y1, y2, y3, y4, y5
+""",
+        weights=weights,
+    )
+    pretend(monkeypatch)
+    recorder = replay.Recorder(monkeypatch)
+    executable = find_backend("cpu").compile(graph, {"float32_matmul_precision": precision})
+    assert all(e.note.startswith("bf16") for e in executable.launches)
+    executable.bind()([torch.randn(i.of.shape).to(i.of.dtype.torch) for i in graph.inputs])
+    assert clean(recorder, tmp_path) == 6
 
 
 def test_a_write_behind_the_end_is_seen(monkeypatch, tmp_path) -> None:

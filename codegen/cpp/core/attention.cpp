@@ -1,5 +1,6 @@
 // softmax(scale q k^T + mask) v without ever holding all scores: a block of queries goes over blocks
 // of keys, and sums so far are rescaled when a larger score is met (FlashAttention, online softmax).
+#include "effc_attention.h"
 #include "effc_rows.h"
 
 namespace effc {
@@ -8,90 +9,6 @@ namespace {
 constexpr int64_t QUERIES = 192, KEYS = 192;  // of a block: its scores stay in the second-level cache
 constexpr int64_t TOGETHER = 4;               // blocks of queries for which keys are packed once
 constexpr int64_t FEW_QUERIES = 4;            // so few do not pay for turning keys into panels
-
-enum MaskKind { NONE, ADDED, KEPT };
-
-struct Mask {
-  const char* data;
-  int64_t kind, row, column;  // steps in elements
-};
-
-// 2^x for x <= 0, and 0 where that is no normal number. The polynomial is a minimax fit, 2^-27.
-EFFC_INLINE float weight_of(float x) {
-  const float t = x + detail::kRound, r = x - (t - detail::kRound);
-  float q = 1.5353362e-4f;
-  q = q * r + 1.3398874e-3f;
-  q = q * r + 9.6184373e-3f;
-  q = q * r + 5.5503324e-2f;
-  q = q * r + 2.4022648e-1f;
-  q = q * r + 6.9314718e-1f;
-  q = q * r + 1.0f;
-  return x < -126.0f ? 0.0f : q * bit_cast<float>((bit_cast<uint32_t>(t) + 127u) << 23);
-}
-
-// Where the scores of a block stand: query i is at place + i, key j at key + j.
-struct Place {
-  int64_t query, key, queries, keys;
-  bool causal;  // a query sees keys up to its own place
-};
-
-// Scores times scale and masked.
-static void mask_scores(float* s, int64_t ld, const Place& at, float scale, const Mask& mask) {
-  for (int64_t i = 0; i < at.queries; ++i, s += ld) {
-    const int64_t seen = at.causal ? least(at.keys, at.query + i + 1 - at.key) : at.keys;
-    const int64_t past = seen > 0 ? seen : 0;
-    const int64_t from = (at.query + i) * mask.row + at.key * mask.column;
-    if (mask.kind == ADDED) {
-      const float* m = reinterpret_cast<const float*>(mask.data) + from;
-      if (mask.column == 1) {
-#pragma omp simd
-        for (int64_t j = 0; j < past; ++j) s[j] = s[j] * scale + m[j];
-      } else {
-        for (int64_t j = 0; j < past; ++j) s[j] = s[j] * scale + m[j * mask.column];
-      }
-    } else if (mask.kind == KEPT) {
-      const char* m = mask.data + from;
-      // Added, as torch does: a NaN stays one.
-      for (int64_t j = 0; j < past; ++j) s[j] = s[j] * scale + (m[j * mask.column] ? 0.0f : -detail::kInf);
-    } else {
-#pragma omp simd
-      for (int64_t j = 0; j < past; ++j) s[j] *= scale;
-    }
-    for (int64_t j = past; j < at.keys; ++j) s[j] = -detail::kInf;
-  }
-}
-
-// Scores become weights e^(scale (s - top)), with the top of all scores so far; sums and results so far
-// shrink to it.
-static void weigh(float* s, int64_t ld, const Place& at, float scale, float* top, float* sum, float* o,
-                  int64_t ldo) {
-  const bool first = at.key == 0;
-  scale *= detail::kLog2e;
-  for (int64_t i = 0; i < at.queries; ++i, s += ld, o += ldo) {
-    float now = first ? -detail::kInf : top[i];
-#pragma omp simd reduction(max : now)
-    for (int64_t j = 0; j < at.keys; ++j) now = now > s[j] ? now : s[j];
-    const float base = now == -detail::kInf ? 0.0f : now;  // nothing seen yet: all weights are 0
-    float total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t j = 0; j < at.keys; ++j) {
-      const float e = weight_of(scale * (s[j] - base));
-      s[j] = e;
-      total += e;
-    }
-    if (first) {
-      sum[i] = total;
-    } else {
-      const float shrink = weight_of(scale * (top[i] - base));
-      sum[i] = sum[i] * shrink + total;
-      if (shrink != 1.0f) {
-#pragma omp simd
-        for (int64_t j = 0; j < ldo; ++j) o[j] *= shrink;
-      }
-    }
-    top[i] = now;
-  }
-}
 
 // Rows [0, k) of v, `n` numbers each, into panels.
 static void pack_values(const float* v, int64_t ldv, int64_t k, int64_t n, float* b) {
@@ -129,7 +46,6 @@ EFFC_EXPORT void effc_attention(char* const* p, const int64_t* n, int64_t thread
   const int64_t fair = (batch * heads * queries + threads - 1) / threads;
   const int64_t group = up(least(least(QUERIES * TOGETHER, fair), queries), TILE_ROWS);
   const int64_t groups = (queries + group - 1) / group, block = least(QUERIES, group);
-  const int64_t size = n[10] == KEPT ? 1 : static_cast<int64_t>(sizeof(float));
   // Without a mask scores are scaled where they become weights, which keeps their order.
   const bool plain = n[10] == NONE && scale > 0;
   const int64_t work = group * (keys + 1) * (depth + results);
@@ -154,7 +70,7 @@ EFFC_EXPORT void effc_attention(char* const* p, const int64_t* n, int64_t thread
       const float* q = reinterpret_cast<const float*>(p[1]) + b * sq[0] + h * sq[1] + start * sq[2];
       const float* k = reinterpret_cast<const float*>(p[2]) + b * sk[0] + g * sk[1];
       const float* v = reinterpret_cast<const float*>(p[3]) + b * sv[0] + g * sv[1];
-      const Mask mask = {p[4] + (b * sm[0] + h * sm[1]) * size, n[10], sm[2], sm[3]};
+      const Mask mask = {p[4] + (b * sm[0] + h * sm[1]) * size_of(n[10]), n[10], sm[2], sm[3]};
       const int64_t seen = causal ? least(keys, start + count) : keys;
       const bool few = count <= FEW_QUERIES, as_it_lies = few && results % WIDTH == 0;
       for (int64_t i = 0; i < count; ++i) from[i] = q + i * sq[2];
@@ -181,13 +97,7 @@ EFFC_EXPORT void effc_attention(char* const* p, const int64_t* n, int64_t thread
           }
         }
       }
-      for (int64_t i = 0; i < count; ++i) {
-        const float share = seen == 0 || sum[i] == 0 ? 0.0f : 1.0f / sum[i];  // sees nothing: 0
-        float* line = o + i * ldo;
-        if (seen == 0) memset(line, 0, ldo * sizeof(float));
-#pragma omp simd
-        for (int64_t j = 0; j < ldo; ++j) line[j] *= share;
-      }
+      share_out(o, ldo, count, sum, seen > 0);
       epilogue(p, n + 24, o, ldo, head * queries + start, count, 0, results);
     }
     release(s), release(o), release(kt), release(vp), release(top), release(sum), release(from), release(scores);

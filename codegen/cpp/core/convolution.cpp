@@ -77,7 +77,7 @@ EFFC_EXPORT void effc_convolution(char* const* p, const int64_t* n, int64_t thre
   // Every result pixel reads one input pixel, and these follow each other in memory.
   const bool flat = !gathered && taps == 1 && high == s.height && wide == s.width && s.stride_h == 1 && s.stride_w == 1 &&
                     s.pad_h == 0 && s.pad_w == 0 && s.line == wide * s.pixel && n[8] == high * s.line;
-  const int64_t block = least(n[19], up((pixels + threads - 1) / threads, TILE_ROWS));
+  const int64_t block = even_block(pixels, least(n[19], (pixels + threads - 1) / threads));
   const int64_t blocks = (pixels + block - 1) / block;
   const int64_t chunks = (results + chunk - 1) / chunk;
   parallel_for(blocks * chunks, grain_of(block * least(chunk, results) * depth), threads, [=](int64_t begin, int64_t end) {

@@ -16,7 +16,7 @@ EFFC_EXPORT void effc_linear(char* const* p, const int64_t* n, int64_t threads) 
   if (total_rows == 0 || results == 0) return;
   const float* x = reinterpret_cast<const float*>(p[1]);
   const float* w = reinterpret_cast<const float*>(p[2]);
-  const int64_t block = least(n[6], up(total_rows, TILE_ROWS));
+  const int64_t block = even_block(total_rows, n[6]);
   const int64_t blocks = (total_rows + block - 1) / block, chunks = (results + chunk - 1) / chunk;
   parallel_for(blocks * chunks, grain_of(block * least(chunk, results) * depth), threads, [=](int64_t begin, int64_t end) {
     const int64_t ld = up(least(chunk, results), WIDTH);
