@@ -1,9 +1,9 @@
 """Matrix products and convolutions in our own kernels, with what follows computed on the sums.
 
-Taken: float32 `attention` and `linear`; and `conv2d` in channels-last memory with a constant
-weight, of one group or depthwise. 3x3 convolutions of stride 1 go through Winograd's transform
-where the cost model says that pays; its interpolation points keep the error that of a plain sum
-(core/winograd.cpp). Everything else is a library routine (library.py).
+Taken: float32 `attention`, `linear` and `matmul` with a matrix; and `conv2d` in channels-last memory
+with a constant weight, of one group or depthwise. 3x3 convolutions of stride 1 go through Winograd's
+transform where the cost model says that pays; its interpolation points keep the error that of a
+plain sum (core/winograd.cpp). Everything else is a library routine (library.py).
 
 On a CPU with AMX, `attention`, and `linear` and `conv2d` of one group with a constant weight go to
 its tiles where bf16 products are allowed: operands are bf16 themselves, or the precision of float32
@@ -32,7 +32,7 @@ from effc.ir.types import channels_last, row_major
 
 from .builder import Builder
 from .features import CpuFeatures, detect
-from .memory import Ref, whole
+from .memory import Ref, permuted, whole
 from .movers import copy_into
 from .regions import broadcast, layout_order
 
@@ -138,15 +138,27 @@ def up(n: int, unit: int) -> int:
 
 
 def _linear(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
-    w = b.ref(operands[node.w])
-    results, depth = node.w.tensor.shape
-    if not _unit(w, -1):
+    return _times(b, operands[node.x], b.ref(operands[node.w]))
+
+
+def _matmul(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
+    """With a matrix on the right: a linear layer whose weight is stored turned."""
+    if node.b.tensor.rank != 2 or node.a.tensor.rank < 2:
         return None
-    x, rows = _lined_up(b, operands[node.x])
-    made = core("linear", 3, 8)
-    numbers = (rows.sizes[0], results, depth, rows.operands[0].strides[0], w.strides[0], BLOCK,
-               up(64, tile().panel))  # fmt: skip
-    return Product(made, (x, w), numbers)
+    b.must_equal((node.a.shape[-1], node.b.shape[0]))
+    return _times(b, operands[node.a], permuted(b.ref(operands[node.b]), (1, 0)))
+
+
+def _times(b: Builder, value: Op, w: Ref) -> Product | None:
+    """Rows of the value times w[results, depth], which lies by rows or by columns."""
+    turned = not _unit(w, -1)
+    if turned and not _unit(w, 0):
+        return None
+    x, rows = _lined_up(b, value)
+    step = w.strides[1] if turned else w.strides[0]
+    numbers = (rows.sizes[0], *w.shape, rows.operands[0].strides[0], step, BLOCK,
+               up(64, tile().panel), int(turned))  # fmt: skip
+    return Product(core("linear", 3, 9), (x, w), numbers)
 
 
 def _lined_up(b: Builder, value: Op) -> tuple[Ref, Nest]:
@@ -264,7 +276,9 @@ def _heads_inside(shape: tuple[Dim, ...]) -> tuple[Dim, ...] | None:
     return (rows * heads * size, size, heads * size, 1)
 
 
-MAKERS = {"linear": _linear, "conv2d": _convolution, "attention": _attention}
+MAKERS = {
+    "linear": _linear, "matmul": _matmul, "conv2d": _convolution, "attention": _attention,
+}  # fmt: skip
 
 # ------------------------------------------------------------------ bf16 products on AMX tiles
 

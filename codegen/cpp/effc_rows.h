@@ -1,4 +1,4 @@
-// Products with a matrix given by its rows, x w^T: turned into panels, or multiplied as they lie.
+// Products with a matrix as it lies, x w^T or x v: turned into panels, or multiplied row by row.
 #pragma once
 
 #include "effc_tile.h"
@@ -47,6 +47,22 @@ static void pack(const float* w, int64_t ldw, int64_t n, int64_t depth, float* b
           b[k * step + q * WIDTH + i] = i < lanes ? from[i * ldw + k] : 0.0f;
         }
       }
+    }
+  }
+}
+
+// The same of a matrix given by its columns: rows [0, k) of v, `n` numbers each, into panels.
+static void pack_columns(const float* v, int64_t ldv, int64_t k, int64_t n, float* b) {
+  for (int64_t j = 0; j < n; j += PANEL) {
+    const int64_t columns = least(n - j, PANEL), step = up(columns, WIDTH);
+    for (int64_t i = 0; i < k; ++i, b += step) {
+      const float* from = v + i * ldv + j;
+      if (columns == PANEL) {
+#pragma GCC unroll 4
+        for (int q = 0; q < TILE_VECTORS; ++q) store_vec(b + q * WIDTH, load_vec(from + q * WIDTH));
+        continue;
+      }
+      for (int64_t q = 0; q < step; ++q) b[q] = q < columns ? from[q] : 0.0f;
     }
   }
 }

@@ -75,8 +75,8 @@ def test_linear_of_any_size(rows, depth, results) -> None:
 
 
 def test_linear_reads_views_as_they_lie(compiled) -> None:
-    """A slice of a wider row; rows that do not follow each other are packed first; a weight whose
-    rows are not in order is a library's."""
+    """A slice of a wider row; rows that do not follow each other, which are packed first; a weight
+    that is stored turned."""
     run = compiled(
         """
 def graph(x: f32[4, 6, 40], w: f32[9, 16], v: f32[16, 9]):
@@ -91,7 +91,26 @@ def graph(x: f32[4, 6, 40], w: f32[9, 16], v: f32[16, 9]):
 """
     )
     run(torch.randn(4, 6, 40), torch.randn(9, 16), torch.randn(16, 9))
-    assert called(run) == ["effc_linear", "effc_linear"]
+    assert called(run) == ["effc_linear"] * 3
+
+
+def test_matmul_with_a_matrix(compiled, level) -> None:
+    run = compiled(
+        """
+def graph(x: f32[2, M, K], y: f32[K, N], z: f32[N, K], t: f32[K, 24]):
+    y0 = matmul(x, y)
+    y1 = permute(z, dims=(1, 0))
+    y2 = matmul(x, y1)
+    y3 = add(y0, y2)
+    y4 = matmul(x, t)
+    y5 = relu(y4)
+    return y3, y5
+"""
+    )
+    assert called(run) == ["effc_linear"] * 3
+    for m, k, n in ((1, 40, 16), (2, 130, 7), (20, 33, 100), (70, 1, 65), (3, 64, 1), (0, 5, 3)):
+        x, y, z = torch.randn(2, m, k), torch.randn(k, n), torch.randn(n, k)
+        run(x, y, z, torch.randn(k, 24))
 
 
 CONV = """

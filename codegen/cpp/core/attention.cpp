@@ -10,22 +10,6 @@ constexpr int64_t QUERIES = 192, KEYS = 192;  // of a block: its scores stay in 
 constexpr int64_t TOGETHER = 4;               // blocks of queries for which keys are packed once
 constexpr int64_t FEW_QUERIES = 4;            // so few do not pay for turning keys into panels
 
-// Rows [0, k) of v, `n` numbers each, into panels.
-static void pack_values(const float* v, int64_t ldv, int64_t k, int64_t n, float* b) {
-  for (int64_t j = 0; j < n; j += PANEL) {
-    const int64_t columns = least(n - j, PANEL), step = up(columns, WIDTH);
-    for (int64_t i = 0; i < k; ++i, b += step) {
-      const float* from = v + i * ldv + j;
-      if (columns == PANEL) {
-#pragma GCC unroll 4
-        for (int q = 0; q < TILE_VECTORS; ++q) store_vec(b + q * WIDTH, load_vec(from + q * WIDTH));
-        continue;
-      }
-      for (int64_t q = 0; q < step; ++q) b[q] = q < columns ? from[q] : 0.0f;
-    }
-  }
-}
-
 }  // namespace
 }  // namespace effc
 
@@ -77,7 +61,7 @@ EFFC_EXPORT void effc_attention(char* const* p, const int64_t* n, int64_t thread
       for (int64_t key = 0; key < seen; key += KEYS) {
         const int64_t columns = least(KEYS, seen - key);
         if (!few) pack(k + key * sk[2], sk[2], columns, depth, kt);
-        if (!as_it_lies) pack_values(v + key * sv[2], sv[2], columns, results, vp);
+        if (!as_it_lies) pack_columns(v + key * sv[2], sv[2], columns, results, vp);
         for (int64_t i = 0; i < count; i += block) {
           const int64_t rows = least(block, count - i);
           if (causal && key > 0 && start + i + rows <= key) continue;  // all of it lies ahead
