@@ -1,9 +1,9 @@
 """Matrix products and convolutions in our own kernels, with what follows computed on the sums.
 
-Taken: float32 `attention`, `linear` and `matmul` with a matrix; and `conv2d` in channels-last memory
-with a constant weight, of one group or depthwise. 3x3 convolutions of stride 1 go through Winograd's
-transform where the cost model says that pays; its interpolation points keep the error that of a
-plain sum (core/winograd.cpp). Everything else is a library routine (library.py).
+Taken: float32 `attention`, `linear` and `matmul` with a matrix; and `conv2d` in channels-last
+memory with a constant weight, of one group or depthwise. 3x3 convolutions of stride 1 go through
+Winograd's transform where the cost model says that pays; its interpolation points keep the error
+that of a plain sum (core/winograd.cpp). Everything else is a library routine (library.py).
 
 On a CPU with AMX, `attention`, and `linear` and `conv2d` of one group with a constant weight go to
 its tiles where bf16 products are allowed: operands are bf16 themselves, or the precision of float32
