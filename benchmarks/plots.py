@@ -48,7 +48,7 @@ def draw(results: Results, out: Path) -> list[Path]:
     drawn = dict.fromkeys(w for p in panels for e in p.entries for w in p.ways(e))
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=_colour(way)) for way in drawn]
     figure.legend(
-        handles, list(drawn), loc="outside lower center", ncols=min(6, len(drawn)), fontsize=8,
+        handles, list(drawn), loc="outside lower center", ncols=min(3 * len(panels), len(drawn)), fontsize=8,
         frameon=False,
     )  # fmt: skip
     paths = [out / f"{results.suite}.{kind}" for kind in ("png", "svg")]

@@ -36,7 +36,8 @@ class ChooseLayout(Pass):
         y = to_layout(relu(conv2d(to_layout(x, channels_last), w)), row_major)
 
     layout: "channels_last", "row_major" (change nothing), or "auto": channels_last where that moves
-    fewer bytes, a convolution in row-major memory being charged one more pass over its operands.
+    fewer bytes, a convolution in row-major memory being charged one more pass over its operands,
+    and a 3x3 one of stride 1 what Winograd's transform saves, which wants channels together.
     Inputs and outputs of the graph keep the layout they were captured in.
     """
 
@@ -67,11 +68,22 @@ class ChooseLayout(Pass):
 
 
 def pays(convs: list[Any], conversions: list[Op]) -> Answer:
-    saved = sum(estimate(c.x.tensor.nbytes + c.tensor.nbytes) for c in convs)
+    saved = sum(estimate(c.x.tensor.nbytes + c.tensor.nbytes) + transform_saves(c) for c in convs)
     spent = sum(estimate(2 * c.tensor.nbytes) for c in conversions)
     if spent > saved:
         return no("conversions would move {:g} bytes, convolutions would save {:g}", spent, saved)
     return yes
+
+
+def transform_saves(conv: Any) -> float:
+    """Bytes that could be moved in the time Winograd's transform saves."""
+    small = conv.w.tensor.shape[2:] != (3, 3) or conv.groups != 1
+    if small or any(s != 1 for s in (*conv.stride, *conv.dilation)):
+        return 0
+    return estimate(conv.cost().flops) / OPERATIONS_A_BYTE / 2
+
+
+OPERATIONS_A_BYTE = 10  # of one core: some 100 GFLOP/s beside 10 GB/s
 
 
 def is_free(conversion: Any) -> bool:

@@ -94,10 +94,15 @@ def _lower(b: Builder, node: Op) -> None:
 
 
 def takes_inside(b: Builder, anchor_node: Any, operands: Mapping[Op, Op]) -> bool:
-    """Whether the convolution goes to oneDNN with a reordered weight, and may take an op inside."""
+    """Whether the convolution goes to oneDNN with a reordered weight, and may take an op inside.
+
+    In channels-last memory only: its results lie so, and putting them in rows costs more than the
+    reordering saves.
+    """
     t = anchor_node.tensor
     return (
         anchor_node.name == "conv2d" and t.dtype.name == "f32" and _mkldnn()
+        and t.layout == channels_last
         and b.is_constant(operands[anchor_node.w])
     )  # fmt: skip
 
