@@ -48,8 +48,8 @@ def draw(results: Results, out: Path) -> list[Path]:
     drawn = dict.fromkeys(w for p in panels for e in p.entries for w in p.ways(e))
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=_colour(way)) for way in drawn]
     figure.legend(
-        handles, list(drawn), loc="outside lower center", ncols=min(3 * len(panels), len(drawn)), fontsize=8,
-        frameon=False,
+        handles, list(drawn), loc="outside lower center", fontsize=8, frameon=False,
+        ncols=min(3 * len(panels), len(drawn)),
     )  # fmt: skip
     paths = [out / f"{results.suite}.{kind}" for kind in ("png", "svg")]
     for path in paths:
