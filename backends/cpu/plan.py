@@ -123,7 +123,6 @@ class Program:
 
     plan: Plan
     threads: int | None
-    libraries: list[Library] = field(default_factory=list)
     runner: Library | None = None
     owner: dict[str, Library] = field(default_factory=dict)  # kernel name -> its library
     cpu: CpuFeatures | None = None  # that it was planned for; None: this one, whatever it is

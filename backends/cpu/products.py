@@ -158,7 +158,7 @@ def _times(b: Builder, value: Op, w: Ref) -> Product | None:
     step = w.strides[1] if turned else w.strides[0]
     numbers = (rows.sizes[0], *w.shape, rows.operands[0].strides[0], step, BLOCK,
                up(64, tile().panel), int(turned))  # fmt: skip
-    return Product(core("linear", 3, 9), (x, w), numbers)
+    return Product(core("linear"), (x, w), numbers)
 
 
 def _lined_up(b: Builder, value: Op) -> tuple[Ref, Nest]:
@@ -192,28 +192,35 @@ def _unit(ref: Ref, axis: int) -> bool:
 
 def _convolution(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
     x = b.ref(operands[node.x])
-    batch, channels, height, width = node.x.tensor.shape
+    channels = node.x.tensor.shape[1]
     results, _, tall, broad = node.w.tensor.shape
-    _, _, high, wide = node.tensor.shape
     if not _unit(x, 1) or not all(isinstance(n, int) for n in (channels, results, tall, broad)):
         return None
-    steps = (x.strides[0], x.strides[2], x.strides[3])
-    sizes = (batch, height, width, channels, results, high, wide, *steps)
+    sizes, window = _image(node, x)
     constant = operands[node.w]
-    window = (tall, broad, *node.stride, *node.padding, *node.dilation)
     if node.groups != 1:
         w = b.derived_ref(constant, "taps", depthwise_taps, tall * broad * results)
-        return Product(core("depthwise", 3, 19), (x, w), (*sizes, *window))
+        return Product(core("depthwise"), (x, w), (*sizes, *window))
     if winograd_pays(node):
         count = POINTS * channels * up(results, tile().width)
         w = b.derived_ref(constant, "points", at_points, count, tile())
-        return Product(core("winograd", 3, 14), (x, w), (*sizes, *node.padding, winograd_run(node)),
+        return Product(core("winograd"), (x, w), (*sizes, *node.padding, winograd_run(node)),
                        "Winograd F(4x4, 3x3)")  # fmt: skip
     count = tall * broad * channels * up(results, tile().width)
     w = b.derived_ref(constant, "panels", convolution_panels, count, tile())
     chunk = up(min(results, 128), tile().panel)
     gather = int(channels < FEW_CHANNELS)
-    return Product(core("convolution", 3, 22), (x, w), (*sizes, *window, BLOCK, chunk, gather))
+    return Product(core("convolution"), (x, w), (*sizes, *window, BLOCK, chunk, gather))
+
+
+def _image(node: Any, x: Ref) -> tuple[tuple[Dim, ...], tuple[Dim, ...]]:
+    """Numbers that every core of convolutions takes: sizes and steps of images, and the window."""
+    batch, channels, height, width = node.x.tensor.shape
+    results, _, tall, broad = node.w.tensor.shape
+    _, _, high, wide = node.tensor.shape
+    steps = (x.strides[0], x.strides[2], x.strides[3])
+    sizes = (batch, height, width, channels, results, high, wide, *steps)
+    return sizes, (tall, broad, *node.stride, *node.padding, *node.dilation)
 
 
 # ------------------------------------------------------------------ attention
@@ -248,9 +255,9 @@ def _attention(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | No
     strides = _heads_inside(node.tensor.shape)
     if _on_tiles(b, node, operands):
         parts = _parts(b, node) or 0
-        made, note = core("attention_bf16", 5, 25), NOTES[parts]
+        made, note = core("attention_bf16"), NOTES[parts]
         return Product(made, (q, k, v, mask), (*numbers, parts), note, strides)
-    return Product(core("attention", 5, 24), (q, k, v, mask), numbers, strides=strides)
+    return Product(core("attention"), (q, k, v, mask), numbers, strides=strides)
 
 
 MASKS = {F32: 1, BF16: 3}  # added; others keep a score or drop it
@@ -326,13 +333,7 @@ def _convolution_on_tiles(b: Builder, node: Any, operands: Mapping[Op, Op]) -> P
     x = b.ref(operands[node.x])
     if not _unit(x, 1):
         return None
-    batch, channels, height, width = node.x.tensor.shape
-    results, _, tall, broad = node.w.tensor.shape
-    _, _, high, wide = node.tensor.shape
-    steps = (x.strides[0], x.strides[2], x.strides[3])
-    sizes = (batch, height, width, channels, results, high, wide, *steps)
-    window = (tall, broad, *node.stride, *node.padding, *node.dilation)
-    return _tiled(b, node, operands, x, sizes, window)
+    return _tiled(b, node, operands, x, *_image(node, x))
 
 
 TILED = {"linear": _linear_on_tiles, "conv2d": _convolution_on_tiles, "attention": _attention}
@@ -351,7 +352,7 @@ def _tiled(
     pack = partial(in_tiles, parts=parts)
     w = b.derived_ref(operands[node.w], "tiles", pack, count, parts, BF16)
     numbers = (*sizes, *window, up(min(results, 128), 32), together, _l2() // 2, parts)
-    return Product(core("convolution_bf16", 3, 23), (x, w), numbers, NOTES[parts])
+    return Product(core("convolution_bf16"), (x, w), numbers, NOTES[parts])
 
 
 DEEP = 32  # products of one step of a tile

@@ -16,6 +16,13 @@ struct Mask {
   int64_t kind, row, column;  // steps in elements
 };
 
+// The group of queries that comes at a turn. Later queries of a causal product see more keys: first and
+// last groups alternate, so that threads get equal shares.
+EFFC_INLINE int64_t group_of(int64_t turn, int64_t groups, bool causal) {
+  if (!causal) return turn;
+  return turn % 2 ? groups - 1 - turn / 2 : turn / 2;
+}
+
 // 2^x for x <= 0, and 0 where that is no normal number. The polynomial is a minimax fit, 2^-27.
 EFFC_INLINE float weight_of(float x) {
   const float t = x + detail::kRound, r = x - (t - detail::kRound);

@@ -94,7 +94,7 @@ class _Writer:
         affine = {name: self._parameter(name, operands) for name in ("weight", "bias")}
         made = kernel(
             "group_norm", "group_norm_pixels" if self.norm.together else "group_norm_runs",
-            pointers=len(operands), numbers=list(numbers.text.values()), comment=comment,
+            numbers=list(numbers.text.values()), comment=comment,
             operands=operands, rows=rows, of=of, real=self.real, inner=sizes[-1], share=SHARE,
             halves=[o for o in rows if o["half"]],
             outer=[{"index": f"i{a}", "size": sizes[a]} for a in range(last)],

@@ -28,7 +28,7 @@ def image_kernel(
     names = [*SIZES, *STRIDES, *(more or {})]
     values = [*sizes, *strides, *(more or {}).values()]
     made = kernel(
-        template, template, pointers=2, numbers=names, comment=comment, last=last, share=SHARE,
+        template, template, numbers=names, comment=comment, last=last, share=SHARE,
         operands=_operands(dtype), type=register(dtype), **holes,
     )  # fmt: skip
     return Made(made, tuple(values))
@@ -46,7 +46,7 @@ def embedding(dtype: DType, ids: DType, numbers: Sequence[Dim], comment: Iterabl
         {"name": "x1", "qualified": f"const {storage(ids)}"},
     ]  # fmt: skip
     made = kernel(
-        "embedding", "embedding", pointers=4, numbers=["count", "size", "rows", "row"],
+        "embedding", "embedding", numbers=["count", "size", "rows", "row"],
         comment=comment, operands=operands, share=SHARE,
     )  # fmt: skip
     return Made(made, tuple(numbers))

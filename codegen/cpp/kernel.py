@@ -30,8 +30,6 @@ class Kernel:
     name: str
     body: str
     comment: tuple[str, ...] = ()
-    pointers: int = 0
-    numbers: int = 0
     alone: bool = False
 
     @property
@@ -63,13 +61,13 @@ def render(template: str, **holes: Any) -> str:
 
 
 def kernel(
-    kind: str, template: str, *, pointers: int, numbers: Sequence[str],
+    kind: str, template: str, *, numbers: Sequence[str],
     comment: Iterable[str] = (), **holes: Any,
 ) -> Kernel:  # fmt: skip
     """Fill a template; the name is the kind and a hash of the text."""
     body = tidy(render(template, numbers=numbers, **holes))
     digest = hashlib.blake2b(body.encode(), digest_size=4).hexdigest()
-    return Kernel(f"{kind}_{digest}", body, tuple(comment), pointers, len(numbers))
+    return Kernel(f"{kind}_{digest}", body, tuple(comment))
 
 
 def tidy(text: str) -> str:

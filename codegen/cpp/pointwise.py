@@ -64,7 +64,7 @@ def transpose(nest: Nest, *, comment: Iterable[str] = ()) -> Made | None:
         operands.append({"name": name, "qualified": f"{const}{storage(out.dtype)}", "row": row})
         steps.append(strides)
     made = kernel(
-        "transpose", "transpose", pointers=2, numbers=list(numbers.text.values()),
+        "transpose", "transpose", numbers=list(numbers.text.values()),
         comment=comment, operands=operands, rows=sizes[-2], columns=sizes[-1],
         outer=[{"index": f"i{a}", "size": sizes[a]} for a in range(last - 1)],
         out_step=steps[0][-2], in_step=steps[1][-1], grain=max(1, SHARE // 2048),
@@ -103,7 +103,7 @@ def loop_nest(
     for size in sizes[1:]:
         total = f"{total} * {size}"
     made = kernel(
-        kind, "pointwise", pointers=len(names), numbers=list(numbers.text.values()),
+        kind, "pointwise", numbers=list(numbers.text.values()),
         comment=comment, operands=operands, rank=nest.rank, inner=sizes[-1], total=total,
         outer=[{"index": f"i{a}", "size": sizes[a]} for a in range(last)],
         grain=max(1024, SHARE // (statements.work + len(names))),

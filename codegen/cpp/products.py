@@ -40,10 +40,10 @@ TILES = {"default": Tile(4, 2, 6), "avx2": Tile(8, 2, 6), "avx512": Tile(16, 3, 
 
 
 @cache
-def core(name: str, pointers: int, numbers: int) -> Kernel:
+def core(name: str) -> Kernel:
     """A kernel of core/, which is a translation unit of its own."""
     text = (TEMPLATES / "core" / f"{name}.cpp").read_text()
-    return Kernel(f"effc_{name}", text, (), pointers, numbers, alone=True)
+    return Kernel(f"effc_{name}", text, alone=True)
 
 
 def epilogue(
@@ -87,7 +87,7 @@ def epilogue(
         statements.load(leaf, operand.dtype, place, way.kind(0) != 0)
     result = body(statements, total)
     made = kernel(
-        "epilogue", "epilogue", pointers=len(names), numbers=list(numbers.text.values()),
+        "epilogue", "epilogue", numbers=list(numbers.text.values()),
         comment=comment, operands=operands, hoisted=statements.hoisted,
         outer=[{"index": f"i{a}", "size": size} for a, size in enumerate(sizes)],
         body=[*statements.body, store(places[0], nest.operands[0].dtype, result)],

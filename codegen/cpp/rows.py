@@ -247,7 +247,7 @@ class _Writer:
             })  # fmt: skip
         elements = " * ".join(self.inner_sizes)
         made = kernel(
-            self.kind, "columns" if self.columns else "rows", pointers=len(self.names),
+            self.kind, "columns" if self.columns else "rows",
             numbers=list(self.numbers.text.values()), comment=self.comment, operands=operands,
             outer=[{"index": f"i{a}", "size": s} for a, s in enumerate(self.outer_sizes)],
             inner=self.inner_sizes, elements=elements, work=work, share=SHARE, lanes=LANES,

@@ -398,7 +398,7 @@ def test_the_text_builds_with_the_instructions(tmp_path, name) -> None:
     flags = compile_flags("avx512", EXTENSIONS)
     if not isinstance(found, Toolchain) or found.supported(flags) != flags:
         pytest.skip("the compiler does not know AMX")
-    (tmp_path / "core.cpp").write_text(core(name, 3, 23).source)
+    (tmp_path / "core.cpp").write_text(core(name).source)
     command = [
         *found.command,
         *BASE_FLAGS,

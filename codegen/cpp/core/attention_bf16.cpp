@@ -107,11 +107,8 @@ static void run(char* const* p, const int64_t* n, int64_t threads) {
     for (int64_t i = 0; i < (deep + KEYS) / DEEP; ++i) steps[i] = i * DEEP;
     amx::begin();
     for (int64_t at = begin; at < end; ++at) {
-      // Later queries of a causal product see more keys: first and last groups take turns, so that
-      // threads get equal shares.
-      const int64_t head = at / groups, turn = at % groups;
-      const int64_t which = !causal ? turn : turn % 2 ? groups - 1 - turn / 2 : turn / 2;
-      const int64_t start = which * group, count = least(group, queries - start);
+      const int64_t head = at / groups, start = group_of(at % groups, groups, causal) * group;
+      const int64_t count = least(group, queries - start);
       const int64_t b = head / heads, h = head % heads, g = h / sharing;
       const T* q = reinterpret_cast<const T*>(p[1]) + b * sq[0] + h * sq[1] + start * sq[2];
       const T* k = reinterpret_cast<const T*>(p[2]) + b * sk[0] + g * sk[1];
