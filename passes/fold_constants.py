@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from effc.ir import Graph, Match, Op, Rule, Weight, no, yes
-from effc.ir.rewrite import Answer
+from effc.ir.rewrite import Answer, op
 
 from .analysis.traffic import estimate
 from .base import Context, Pass, exact
-from .common import dense_constants, is_number, reassociates
+from .common import dense_constants, is_number, missed, reassociates
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,16 @@ class FoldConstants(Pass):
     """Bring constants together, and report what is computed when weights are bound.
 
     rewrite:
-        y = mul(mul(x, w1), w2); z = mul(linear(x, w), 0.125)
+        y = mul(mul(x, w1), w2); z = mul(linear(x, w), 0.125); s = add(slice(linear(x, w, b)), 1)
         -->
-        y = mul(x, mul(w1, w2)); z = linear(x, mul(w, 0.125))
+        y = mul(x, mul(w1, w2)); z = linear(x, mul(w, 0.125)); s = slice(linear(x, w, b + (0, 1)))
     """
 
     name, numerics = "fold-constants", exact("rounding")
 
     def run(self, g: Graph, ctx: Context) -> Graph:
         result = ctx.rewrite(g, [MulConstants(), AddConstants(), ScaleIntoLayer()])
+        result = offsets_into_biases(result, ctx)
         computed = Counter(n.name for n in result.constants if not isinstance(n, Weight))
         if computed:
             listed = ", ".join(f"{count} {name}" for name, count in sorted(computed.items()))
@@ -143,3 +145,91 @@ class ScaleIntoLayer(Rule):
             row = op.reshape(c, (w.shape[0],))
         bias = None if m.layer.bias is None else op.mul(m.layer.bias, row)
         return m.layer.replace(w=op.mul(w, column), bias=bias)
+
+
+OFFSET = (
+    "OffsetIntoBias",
+    "add(slice(linear(x, w, b), i), 1) => slice(linear(x, w, b + 1 there), i)",
+)
+
+
+def offsets_into_biases(g: Graph, ctx: Context) -> Graph:
+    """A number added to a slice of a linear layer's result becomes part of the layer's bias.
+
+    The `1 + scale` of adaptive layer norms: a launch, or a pass over memory, for each of them.
+    """
+    found: dict[Any, list[tuple[Any, Any]]] = {}  # layer -> (slice, the sum)
+    for node in g.nodes:
+        if node.name == "add" and (cut := _offset_of(node)) is not None:
+            answer = _in_bias(g, node, cut)
+            if answer:
+                found.setdefault(cut.x, []).append((cut, node))
+                ctx.counted(*OFFSET)
+            else:
+                missed(ctx, *OFFSET, g, node, answer)
+    new: dict[Op, Op] = {}
+    for layer, sums in found.items():
+        bias, parts, at = layer.bias, [], 0
+        for cut, node in sorted(sums, key=lambda s: s[0].start):
+            parts.append(op.slice(bias, 0, at, cut.start - at))
+            parts.append(op.add(op.slice(bias, 0, cut.start, cut.size), _number(node)))
+            at = cut.start + cut.size
+        parts.append(op.slice(bias, 0, at, layer.w.shape[0] - at))
+        made = op.cat(tuple(p for p in parts if p.shape[0] != 0), 0)
+        new[layer] = layer.replace(bias=made)
+        for _, node in sums:
+            new[node] = _shown(node)
+    return ctx.substitute(g, new)
+
+
+def _number(node: Any) -> Any:
+    return node.b if is_number(node.b) else node.a
+
+
+def _shown(node: Any) -> Op:
+    return node.a if isinstance(node.a, Op) else node.b
+
+
+def _offset_of(node: Any) -> Any:
+    """The slice of a linear layer's result to which the node adds a number, through views."""
+    if not is_number(_number(node)):
+        return None
+    x = _shown(node)
+    while x.name in ("reshape", "permute"):
+        x = x.x
+    taken = x.name == "slice" and x.x.name == "linear" and x.step == 1
+    return x if taken and x.dim % x.tensor.rank == x.tensor.rank - 1 else None
+
+
+def _in_bias(g: Graph, node: Any, cut: Any) -> Answer:
+    layer = cut.x
+    answer = reassociates(node.dtype) and dense_constants(g, layer.w, layer.bias)
+    if not answer:
+        return answer
+    if layer.bias is None:
+        return no("the layer has no bias", at=layer)
+    if node.dtype != layer.dtype or not isinstance(layer.w.shape[0], int):
+        return no("the sum is {}, the layer {}", node.type, layer.type)
+    value = _shown(node)
+    while value is not layer:
+        if value in g.outputs or g.uses(value) > 1:
+            return no("{} is also used without the offset", value.name, at=value)
+        value = value.operands[0]
+    if layer in g.outputs:
+        return no("{} is an output", layer.name, at=layer)
+    for other in g.users[layer]:
+        if other is cut:
+            continue
+        apart = (
+            other.name == "slice" and other.dim % other.tensor.rank == other.tensor.rank - 1
+            and isinstance(other.start, int) and isinstance(other.size, int)
+            and isinstance(cut.start, int) and isinstance(cut.size, int)
+            and (_last(other) < cut.start or other.start >= cut.start + cut.size)
+        )  # fmt: skip
+        if not apart:
+            return no("{} reads the same features without the offset", other.name, at=other)
+    return yes
+
+
+def _last(cut: Any) -> int:
+    return cut.start + (cut.size - 1) * cut.step

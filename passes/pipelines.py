@@ -18,6 +18,7 @@ DEFAULT = ",".join(
         "stack-pointwise",
         "fold-constants",
         "merge-qkv",
+        "join-slices",
         "choose-layout",
         CANONICAL,
         "fuse-regions",

@@ -108,3 +108,57 @@ def test_a_scale_goes_into_the_layer(run, bias, factor):
 def test_near_misses_of_scales(run, lines, reason):
     ran = run(program(w("k", [4, 3]), *lines), FOLD)
     assert ran.unchanged and ran.reasons("ScaleIntoLayer")[0] == reason
+
+
+# ------------------------------------------------------------------ offsets into biases
+
+ADALN = [
+    'w: f32[12, 8] = weight("w", digest="")',
+    'b: f32[12] = weight("b", digest="")',
+    "m = linear(x, w, b)",
+    "s0 = slice(m, dim=1, start=4, size=4)",
+    "s1 = reshape(s0, to=(3, 1, 4))",
+    "s2 = add(s1, 1)",
+    "t0 = slice(m, dim=1, start=0, size=4)",
+    "t1 = reshape(t0, to=(3, 1, 4))",
+]
+
+
+def adaln(*more, lines=ADALN, result="y"):
+    body = "".join(f"    {line}\n" for line in (*lines, *more))
+    return f"def graph(x: f32[3, 8], z: f32[3, 5, 4]):\n{body}    return {result},\n"
+
+
+def test_the_offset_of_a_modulation_joins_the_bias(run):
+    ran = run(adaln("p = mul(z, s2)", "y = add(p, t1)"), "fold-constants")
+    assert ran.hits("OffsetIntoBias") == 1
+    live = [n for n in ran.after.nodes if n.name == "add" and n not in ran.after.constants]
+    assert len(live) == 1 and max(ran.errors) < 1e-6
+
+
+def test_two_offsets_of_one_layer_join_its_bias(run):
+    lines = [*ADALN[:-1], "t1 = reshape(t0, to=(3, 1, 4))", "t2 = add(t1, 0.5)"]
+    ran = run(adaln("p = mul(z, s2)", "y = add(p, t2)", lines=lines), "fold-constants")
+    assert ran.hits("OffsetIntoBias") == 2 and max(ran.errors) < 1e-6
+
+
+def test_a_slice_also_read_without_the_offset_keeps_it(run):
+    ran = run(adaln("p = mul(z, s2)", "y = add(p, s1)"), "fold-constants")
+    assert ran.reasons("OffsetIntoBias") == ["reshape is also used without the offset"]
+
+
+def test_a_layer_read_as_a_whole_keeps_its_bias(run):
+    ran = run(adaln("p = mul(z, s2)", "y = add(p, t1)", result="y, m"), "fold-constants")
+    assert ran.reasons("OffsetIntoBias") == ["linear is an output"]
+
+
+def test_overlapping_slices_keep_the_bias(run):
+    lines = [*ADALN[:-2], "t0 = slice(m, dim=1, start=2, size=4)", ADALN[-1]]
+    ran = run(adaln("p = mul(z, s2)", "y = add(p, t1)", lines=lines), "fold-constants")
+    assert ran.reasons("OffsetIntoBias") == ["slice reads the same features without the offset"]
+
+
+def test_a_layer_without_bias_gets_none(run):
+    lines = [ADALN[0], "m = linear(x, w)", *ADALN[3:]]
+    ran = run(adaln("p = mul(z, s2)", "y = add(p, t1)", lines=lines), "fold-constants")
+    assert ran.reasons("OffsetIntoBias") == ["the layer has no bias"]
