@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from effc.ir import Graph, Op, Rule, no, yes
 from effc.ir.rewrite import Answer
 from effc.ir.rewrite import op as ops
+from effc.ir.symbols import product
 
 from .analysis.traffic import estimate
 from .base import Context, Pass, exact
@@ -23,6 +24,8 @@ class ComposePointwise(Pass):
         -->
         y = conv2d(x, w2 @ w1, w2 @ b1 + b2)
 
+    A 1x1 convolution of an enlarged picture is taken before it is enlarged.
+
     balance: operations that cost as much as moving one byte.
     force: also where it costs more; for kernels that read both maps of a sum in one pass.
     """
@@ -32,7 +35,7 @@ class ComposePointwise(Pass):
     force: bool = False
 
     def run(self, g: Graph, ctx: Context) -> Graph:
-        rules = (ComposeConv, ComposeLinear, ComposeSum)
+        rules = (ComposeConv, ComposeLinear, ComposeSum, ConvBeforeInterpolate)
         return ctx.rewrite(g, [rule(self.balance, self.force) for rule in rules])
 
 
@@ -103,3 +106,28 @@ class ComposeSum(ComposeConv):
         w, bias = compose(m.outer, m.first)
         rest = m.first.replace(w=w, bias=bias)
         return ops.add(m.outer.replace(x=u, bias=None), rest)
+
+
+class ConvBeforeInterpolate(ComposeConv):
+    """conv1x1(interpolate(x), w, b) => interpolate(conv1x1(x, w, b)), where the picture grows
+
+    One mixes channels, the other pixels, with weights that sum to 1: they commute.
+    """
+
+    def pattern(self, op, x, w1):
+        enlarged = op.interpolate(x).named("enlarged")
+        return op.conv2d(enlarged, w1, bias=op.any).named("outer")
+
+    def check(self, m, x, w1):
+        if not is_pointwise(m.outer):
+            return no("the convolution is not 1x1", at=m.outer)
+        answer = reassociates(x.dtype) and dense_constants(m.graph, w1, m.outer.bias)
+        if not answer:
+            return answer
+        before, after = (estimate(product(v.shape[-2:])) for v in (x, m.enlarged))
+        if after <= before:
+            return no("the picture does not grow: {:g} pixels become {:g}", before, after)
+        return yes
+
+    def rewrite(self, op, m, x, w1):
+        return m.enlarged.replace(x=m.outer.replace(x=x))

@@ -101,3 +101,46 @@ def test_relative_error_in_f64(run):
     lines += ["c = conv2d(x, w1, b1)", "y = conv2d(c, w2)"]
     ran = run(program(*lines, args="x: f64[2, 8, 5, 6]"), COMPOSE)
     assert ran.hits("ComposeConv") == 1 and max(ran.errors) <= 1e-12  # the card's bound
+
+
+# ------------------------------------------------------------------ pictures that grow
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("bias", ["", ", b1"])
+def test_a_convolution_is_taken_before_the_picture_grows(run, mode, bias):
+    lines = [
+        w("w1", [4, 8, 1, 1]),
+        w("b1", [4]),
+        f'u = interpolate(x, size=(11, 17), mode="{mode}")',
+        f"y = conv2d(u, w1{bias})",
+    ]
+    ran = run(program(*lines), COMPOSE)
+    assert heavy(ran) == ["conv2d", "interpolate"]
+    assert ran.hits("ConvBeforeInterpolate") == 1
+
+
+def test_it_then_composes_with_the_convolution_before(run):
+    lines = [
+        w("w0", [8, 8, 3, 3]),
+        w("w1", [4, 8, 1, 1]),
+        "c = conv2d(x, w0, padding=(1, 1))",
+        "u = interpolate(c, size=(20, 24))",
+        "y = conv2d(u, w1)",
+    ]
+    ran = run(program(*lines), COMPOSE)
+    assert heavy(ran) == ["conv2d", "interpolate"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        (["u = interpolate(x, size=(3, 3))", "y = conv2d(u, w1)"], "the picture does not grow: 30 pixels become 9"),
+        (["u = interpolate(x, size=(9, 9))", "v = conv2d(u, w1)", "s = sum(u, dims=(1,), keepdim=True)", "y = add(v, s)"],
+         "interpolate is also used by sum"),
+        (["u = interpolate(x, size=(9, 9))", "y = conv2d(u, w3)"], "the convolution is not 1x1"),
+    ],
+)  # fmt: skip
+def test_a_convolution_stays_after_the_interpolation(run, lines, why):
+    ran = run(program(w("w1", [4, 8, 1, 1]), w("w3", [4, 8, 3, 3]), *lines), COMPOSE)
+    assert ran.unchanged and ran.reasons("ConvBeforeInterpolate") == [why]
