@@ -115,17 +115,20 @@ def _bytes(name: str, t: torch.Tensor) -> torch.Tensor:
 # ------------------------------------------------------------------ reading
 
 
-def read_tensors(data: bytes, table: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def read_tensors(
+    data: bytes, table: Mapping[str, Any], device: str = "cpu"
+) -> dict[str, torch.Tensor]:
     """The tensors that `write_tensors` was given: parameters as such, memory shared as it was.
 
-    Raises KeyError, TypeError, ValueError or RuntimeError where values and table do not fit.
+    device: where to put them. Raises KeyError, TypeError, ValueError or RuntimeError where values
+    and table do not fit.
     """
     try:
         stored = load(data)
     except SafetensorError as e:
         raise ValueError(f"the weights cannot be read: {e}") from e
     # into memory of torch's own, aligned for vectors: what load gives lies where the file had it
-    memory = {name: stored.pop(name).clone() for name in list(stored)}
+    memory = {name: stored.pop(name).to(device, copy=True) for name in list(stored)}
     made: dict[Any, torch.Tensor] = {}
     found = {}
     for name, row in table.items():

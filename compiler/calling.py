@@ -10,16 +10,17 @@ import ast
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import sympy
 import torch
 
 from effc.aliasing import ArgumentView
-from effc.capture import Captured
-from effc.importer import Imported
 from effc.ir import ArtefactError
-from effc.ir.symbols import dim_text, from_torch, parse_dim
+from effc.ir.symbols import dim_text, from_torch, parse_dim, symbolic
+
+if TYPE_CHECKING:
+    from effc.capture import Captured
+    from effc.importer import Imported
 
 __all__ = ["Calling", "Source", "Viewed"]
 
@@ -134,7 +135,7 @@ def _write(value: Any) -> dict[str, Any]:
         return {"view": _source(value.source), **place}
     if isinstance(value, tuple) and value[:1] == ("node",):
         return {"output": value[1]}
-    if isinstance(value, sympy.Basic):
+    if symbolic(value):
         return {"size": dim_text(value)}
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(value)}
@@ -147,7 +148,7 @@ def _write(value: Any) -> dict[str, Any]:
 
 
 def _size(value: Any) -> int | str:
-    return dim_text(value) if isinstance(value, sympy.Basic) else value
+    return dim_text(value) if symbolic(value) else value
 
 
 @dataclass(frozen=True)

@@ -92,9 +92,14 @@ class Captured:
     Autocast's casts are nodes of the graph, so it has to be run with autocast off.
     """
 
-    graph_module: torch.fx.GraphModule
+    graph: torch.fx.Graph
     inputs: tuple[CapturedInput, ...]
     outputs: tuple[CapturedOutput, ...]
+
+    @property
+    def graph_module(self) -> torch.fx.GraphModule:
+        """A module that runs the graph, made anew: torch writes and compiles Python for it."""
+        return torch.fx.GraphModule(torch.nn.Module(), self.graph)
 
     @property
     def written(self) -> tuple[int, ...]:
@@ -109,8 +114,7 @@ class Captured:
     @property
     def effects(self) -> tuple[torch.fx.Node, ...]:
         """Nodes without users that must run all the same: assertions and unused random numbers."""
-        nodes = self.graph_module.graph.nodes
-        return tuple(n for n in nodes if n.op == "call_function" and not n.users)
+        return tuple(n for n in self.graph.nodes if n.op == "call_function" and not n.users)
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ def capture_dynamo(gm: torch.fx.GraphModule, example_inputs: Sequence) -> Captur
     _check_arguments(placeholders, example_inputs)
     _check_training(gm, placeholders, example_inputs)
     traced, casts = _traced(gm)
-    graph_module, signature = _export(traced, example_inputs, casts)
+    root, graph, signature = _export(traced, example_inputs, casts)
 
     owned = dict(traced.named_parameters(remove_duplicate=False))
     owned.update(traced.named_buffers(remove_duplicate=False))
@@ -163,7 +167,7 @@ def capture_dynamo(gm: torch.fx.GraphModule, example_inputs: Sequence) -> Captur
     names = argument_names(placeholders)
     position = {name: i for i, name in enumerate(signature.user_inputs)}
     slots = []
-    for node in graph_module.graph.find_nodes(op="placeholder"):
+    for node in graph.find_nodes(op="placeholder"):
         if node.name in qualified:
             name = qualified[node.name]
             slots.append(_Slot(node, "weight", name, None, owned[name], None))
@@ -179,7 +183,7 @@ def capture_dynamo(gm: torch.fx.GraphModule, example_inputs: Sequence) -> Captur
     for output, name in (signature.buffers_to_mutate | signature.parameters_to_mutate).items():
         mutated[output] = by_name[name]
     results = [_value(n, "example_value") for n in traced.graph.output_node().args[0]]
-    return _finish(graph_module, slots, mutated, [], results)
+    return _finish(root, graph, slots, mutated, [], results)
 
 
 @_or_refusal
@@ -189,7 +193,7 @@ def capture_exported(program: torch.export.ExportedProgram) -> Captured:
     example_inputs = [_value(n, "val") for n in gm.graph.find_nodes(op="placeholder")]
     _check_arguments(gm.graph.find_nodes(op="placeholder"), example_inputs)
     traced, casts = _traced(gm)
-    graph_module, signature = _export(traced, example_inputs, casts)
+    root, graph, signature = _export(traced, example_inputs, casts)
 
     owned = {**program.constants, **program.state_dict}
     spec_of = dict(zip(signature.user_inputs, specs, strict=True))
@@ -197,7 +201,7 @@ def capture_exported(program: torch.export.ExportedProgram) -> Captured:
     positions = iter(range(len(specs)))
     position = {n: next(positions) for n, s in spec_of.items() if s.kind.name == "USER_INPUT"}
     slots = []
-    for node in graph_module.graph.find_nodes(op="placeholder"):
+    for node in graph.find_nodes(op="placeholder"):
         spec, seen = spec_of[node.name], value_of[node.name]
         if spec.kind.name == "USER_INPUT":
             symbol = "symbol" if isinstance(seen, _SYMBOLS) else "constant"
@@ -217,7 +221,7 @@ def capture_exported(program: torch.export.ExportedProgram) -> Captured:
             raise _Refused("effect", f"the program returns a {spec.kind.name.lower()}")
     results = [_value(n, "val") for n in traced.graph.output_node().args[0][len(declared) :]]
     mutated = {str(k): str(v) for k, v in signature.user_inputs_to_mutate.items()}
-    return _finish(graph_module, slots, mutated, declared, results)
+    return _finish(root, graph, slots, mutated, declared, results)
 
 
 # ----------------------------------------------------------------------------------- common to both
@@ -250,12 +254,15 @@ def _traced(gm: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, bool]:
 
 def _export(
     gm: torch.fx.GraphModule, example_inputs: Sequence, casts: bool
-) -> tuple[torch.fx.GraphModule, GraphSignature]:
-    """The functional graph and its signature, from a sample of its calls where that tells all."""
+) -> tuple[torch.nn.Module, torch.fx.Graph, GraphSignature]:
+    """What owns the graph's constants, the functional graph and its signature: from a sample of its
+    calls where that tells all."""
     with contextlib.suppress(_Refused):  # the whole graph's refusal has the right place and words
         if not casts and (found := sampled(gm, _export_whole)) is not None:
-            return cast("tuple[torch.fx.GraphModule, GraphSignature]", found)  # named alike
-    return _export_whole(gm, example_inputs, casts)
+            root, graph, signature = found
+            return root, graph, cast("GraphSignature", signature)  # named alike
+    graph_module, signature = _export_whole(gm, example_inputs, casts)
+    return graph_module, graph_module.graph, signature
 
 
 def _export_whole(
@@ -302,13 +309,13 @@ def _drop_tokens(graph_module: torch.fx.GraphModule, signature: GraphSignature) 
 
 
 def _finish(
-    graph_module: torch.fx.GraphModule,
+    root: torch.nn.Module,
+    graph: torch.fx.Graph,
     slots: list[_Slot],
     mutated: Mapping[str, str],
     declared: Sequence[str],
     results: list,
 ) -> Captured:
-    graph = graph_module.graph
     values = list(graph.output_node().args[0])
     leading = len(values) - len(results) - len(declared)
     if leading != len(mutated):
@@ -316,8 +323,7 @@ def _finish(
     drop_checks(graph)
     for node in graph.nodes:
         _check_node(node)
-    slots = _lift_constants(graph_module, slots)
-    graph_module.recompile()
+    slots = _lift_constants(root, graph, slots)
 
     index = {slot.node.name: i for i, slot in enumerate(slots)}
     targets = [index[mutated[v.name]] for v in values[:leading]] + [index[n] for n in declared]
@@ -338,18 +344,20 @@ def _finish(
             raise _Refused(
                 "alias", f"a write into {slot.name} through a copy that was none is lost"
             )
-    captured = Captured(graph_module, inputs, outputs)
+    captured = Captured(graph, inputs, outputs)
     return _with_aliases(captured, [slot.seen for slot in slots], results)
 
 
-def _lift_constants(graph_module: torch.fx.GraphModule, slots: list[_Slot]) -> list[_Slot]:
-    """Tensors the graph owns become weights like any other, so there is one kind of input."""
-    graph, slot_of = graph_module.graph, {slot.node: slot for slot in slots}
+def _lift_constants(
+    root: torch.nn.Module, graph: torch.fx.Graph, slots: list[_Slot]
+) -> list[_Slot]:
+    """Tensors the root owns become weights like any other, so there is one kind of input."""
+    slot_of = {slot.node: slot for slot in slots}
     first = next(node for node in graph.nodes if node.op != "placeholder")
     lifted: dict[str, torch.fx.Node] = {}
     for node in graph.find_nodes(op="get_attr"):
         if node.target not in lifted:
-            tensor = operator.attrgetter(node.target)(graph_module)
+            tensor = operator.attrgetter(node.target)(root)
             with graph.inserting_before(first):
                 placeholder = graph.placeholder(node.name)
             placeholder.meta = dict(node.meta)

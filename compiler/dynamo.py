@@ -13,6 +13,7 @@ import torch
 from torch._guards import CompileContext
 
 from effc.capture import Refusal, capture_dynamo
+from effc.collector import collector_paused
 from effc.engine import CompiledGraph, compile_captured
 from effc.explanation import graph_break
 from effc.ir import UnsupportedError
@@ -20,6 +21,7 @@ from effc.options import Options
 from effc.record import Record
 
 
+@collector_paused()
 def dynamo_backend(
     gm: torch.fx.GraphModule,
     example_inputs: Sequence[Any],

@@ -13,15 +13,15 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeAlias
 
-import sympy
 import torch
 
 from effc.capture import Captured, CapturedInput, Refusal
 from effc.ir import Graph, Input, Item, No, Number, Op, OpError, Origin, Weight, no
 from effc.ir.ops.aten import Aten
-from effc.ir.symbols import from_torch
+from effc.ir.symbols import from_torch, symbolic
 from effc.ir.types import DTYPES, LAYOUTS, DType, Tensor, Type, type_of
 from effc.origins import origin
 
@@ -99,7 +99,7 @@ class _Importer:
         for index, given in enumerate(self.captured.inputs):
             self.env[given.node] = self.input(index, given)
         try:
-            for node in self.captured.graph_module.graph.nodes:
+            for node in self.captured.graph.nodes:
                 if node.op == "call_function":
                     self.env[node] = self.call(node)
         except Unimportable as e:
@@ -117,7 +117,8 @@ class _Importer:
         unknown = graph.all_symbols - _bound(self.inputs)
         if unknown:
             return Refusal("symbol", f"size {min(map(str, unknown))} stands in no input's shape")
-        kept = {n: why for n, why in self.kept.items() if n in set(graph.nodes)}
+        left = set(graph.nodes)
+        kept = {n: why for n, why in self.kept.items() if n in left}
         return Imported(graph, tuple(self.arguments), tuple(results), kept)
 
     # -------------------------------------------------------------- inputs
@@ -132,7 +133,7 @@ class _Importer:
             made = Input(self.name(given.name), self.type(val))
         elif isinstance(val, (torch.SymInt, torch.SymFloat)):
             expr = from_torch(val)
-            if not isinstance(expr, sympy.Symbol):
+            if not (symbolic(expr) and expr.is_Symbol):
                 return expr  # specialised, or an expression of sizes that tensors carry
             if any(i.key == expr.name for i in self.inputs):
                 return expr  # sizes found equal after torch made an argument of each
@@ -167,8 +168,7 @@ class _Importer:
             return self.item(node)
         if not isinstance(node.target, torch._ops.OpOverload):
             raise Unimportable(f"{node.target} is no ATen operator", origin(node).source)
-        target = f"{node.target.namespace}.{node.target._schema.name.split('::')[1]}"
-        target += f".{node.target._overloadname}"
+        target = _target(node.target)
         args = tuple(map(self.value, node.args))
         kwargs = {k: self.value(v) for k, v in node.kwargs.items()}
         where = self.origin(node)
@@ -255,15 +255,28 @@ class Unimportable(Exception):
         self.where = where
 
 
+@cache
+def _target(overload: Any) -> str:
+    name = overload._schema.name.split("::")[1]
+    return f"{overload.namespace}.{name}.{overload._overloadname}"
+
+
 def _bind(overload: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments by schema name, defaults filled in."""
     bound = {}
-    for i, a in enumerate(overload._schema.arguments):
-        if i < len(args) and not a.kwarg_only:
-            bound[_safe(a.name)] = args[i]
+    for i, (name, keyword_only, default) in enumerate(_arguments(overload)):
+        if i < len(args) and not keyword_only:
+            bound[_safe(name)] = args[i]
         else:
-            bound[_safe(a.name)] = kwargs.get(a.name, a.default_value)
+            bound[_safe(name)] = kwargs.get(name, default)
     return bound
+
+
+@cache
+def _arguments(overload: Any) -> tuple[tuple[str, bool, Any], ...]:
+    """Name, whether by keyword only, and default of each argument; torch makes them anew each time
+    they are asked for."""
+    return tuple((a.name, a.kwarg_only, a.default_value) for a in overload._schema.arguments)
 
 
 def _safe(name: str) -> str:
@@ -302,7 +315,7 @@ def _bound(inputs: list[Input]) -> set[Any]:
         if isinstance(i.of, Number):
             found.add(i.symbol)
         elif isinstance(i.of, Tensor):
-            found |= {d for d in i.of.shape if isinstance(d, sympy.Symbol)}
+            found |= {d for d in i.of.shape if symbolic(d) and d.is_Symbol}
     return found
 
 

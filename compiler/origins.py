@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -34,6 +35,7 @@ def origin(node: torch.fx.Node) -> Origin:
     return Origin(split_path(path)[1], module_class, source, text)
 
 
+@lru_cache(maxsize=4096)  # the layers of a deep model share their lines
 def innermost_line(trace: str) -> tuple[str, str]:
     """`("model.py:41", "y = self.conv(x)")`: the last frame outside torch, else the last frame."""
     frames = _FRAME.findall(trace)
@@ -78,6 +80,7 @@ def argument_names(placeholders: Sequence[torch.fx.Node]) -> list[str]:
     return names
 
 
+@lru_cache(maxsize=4096)
 def split_path(path: str) -> tuple[str, str]:
     """`L['self']._modules['a'].b` is `("self", "a.b")`."""
     root = _ROOT.match(path)

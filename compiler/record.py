@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from effc.pipeline import Stage
-
 if TYPE_CHECKING:
     from effc.report import Report
+    from effc.stage import Stage
 
 __all__ = ["Break", "Guard", "Record"]
 

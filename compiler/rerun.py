@@ -22,7 +22,10 @@ from effc.ir import EffcError, Graph, InputError, Number, Weight, nearest, parse
 from effc.ir.interpret import random_input
 from effc.ir.types import type_text
 
-__all__ = ["environment", "fill_weights", "load_values", "main", "random_inputs", "rerun"]
+__all__ = [
+    "environment", "fill_weights", "load_values", "main", "random_inputs", "rerun",
+    "sizes_of",
+]  # fmt: skip
 
 DEFAULT_SIZE = 16
 
@@ -43,7 +46,7 @@ def rerun(path: Path, arguments: Sequence[str] = ()) -> str:
     missing = fill_weights(graph, load_values(path.parent / "weights.safetensors"))
     if missing:
         said.append(f"random values for {missing} weights: no weights.safetensors beside this file")
-    given = _sizes(arguments)
+    given = sizes_of(arguments)
     saved = {} if given else load_values(path.parent / "inputs.safetensors")
     if saved.keys() >= {i.key for i in graph.inputs}:
         inputs = [_plain(saved[i.key], isinstance(i.of, Number)) for i in graph.inputs]
@@ -108,7 +111,8 @@ def _symbols(t: Any) -> set[sympy.Symbol]:
     return {s for d in getattr(t, "shape", ()) for s in getattr(d, "free_symbols", ())}
 
 
-def _sizes(arguments: Sequence[str]) -> dict[str, int | float]:
+def sizes_of(arguments: Sequence[str]) -> dict[str, int | float]:
+    """("N=4", "s=0.5") as numbers. Raises InputError for anything else."""
     found: dict[str, int | float] = {}
     for argument in arguments:
         name, _, value = argument.partition("=")

@@ -2,13 +2,14 @@
 
 Tracing costs milliseconds a call, and every block of a model makes the same calls again. A call on
 values of the same types gives the same operators wherever nothing is written and every size is
-known. So a graph of the distinct calls alone is exported, each on arguments of its own, and the
-whole graph is put together from the pieces. `sampled` gives None where calls depend on each other
-in other ways than through their results; the graph is then exported as it is.
+known. So a graph of the distinct calls alone is exported, and the whole graph is put together from
+the pieces. `sampled` gives None where calls depend on each other in other ways than through their
+results; the graph is then exported as it is.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import EllipsisType
@@ -18,6 +19,7 @@ import torch
 from torch._ops import HigherOrderOperator
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
+from torch.nn import Module
 
 from effc.aliasing import is_written
 from effc.regions import drop_checks
@@ -43,8 +45,9 @@ class Signature:
     parameters_to_mutate: dict[str, str] = field(default_factory=dict)
 
 
-def sampled(gm: GraphModule, export: Export) -> tuple[GraphModule, Signature] | None:
-    """The functional graph and its signature, or None where it cannot be had from a sample."""
+def sampled(gm: GraphModule, export: Export) -> tuple[Module, Graph, Signature] | None:
+    """What owns the graph's constants, the functional graph and its signature, or None where they
+    cannot be had from a sample."""
     try:
         calls = [_Call.of(n) for n in gm.graph.nodes if n.op not in ("placeholder", "output")]
         distinct: dict[object, _Call] = {}
@@ -151,32 +154,37 @@ class _Piece:
 
 
 class _Sample:
-    """The export of distinct calls, each on placeholders of its own, taken apart again."""
+    """The export of distinct calls on common placeholders, taken apart again.
+
+    Arguments of one type are one placeholder for all calls: what a call writes would show, and is
+    refused. The arguments of a single call stay apart.
+    """
 
     def __init__(self, distinct: Mapping[object, _Call], export: Export) -> None:
         graph, calls = Graph(), list(distinct.values())
-        inputs = [_placeholders(graph, call) for call in calls]
-        made = [_copy(graph, call, nodes) for call, nodes in zip(calls, inputs)]
+        shared: dict[object, int] = {}  # type, and how many of it a call has before -> placeholder
+        values: list[Any] = []
+        places = [_places(call, shared, values) for call in calls]
+        nodes = [graph.placeholder(f"x{i}") for i in range(len(values))]
+        made = [_copy(graph, call, [nodes[i] for i in at]) for call, at in zip(calls, places)]
         graph.output(tuple(n for n in made if _value(n) is not None))
-        values = [value for call in calls for value in call.arguments]
-        self.module, signature = export(GraphModule(torch.nn.Module(), graph), values)
+        self.module, signature = export(GraphModule(Module(), graph), values)
         written = (signature.user_inputs_to_mutate, signature.buffers_to_mutate)
-        places = self.module.graph.find_nodes(op="placeholder")
-        if any(written) or len(places) != len(values):
+        if any(written) or len(self.module.graph.find_nodes(op="placeholder")) != len(values):
             raise _Dependent
         drop_checks(self.module.graph)
-        self.pieces = dict(zip(distinct, self._pieces(calls)))
+        self.pieces = dict(zip(distinct, self._pieces(calls, places)))
 
-    def _pieces(self, calls: list[_Call]) -> list[_Piece]:
+    def _pieces(self, calls: list[_Call], places: list[list[int]]) -> list[_Piece]:
         graph = self.module.graph
-        places = iter(graph.find_nodes(op="placeholder"))
+        given = graph.find_nodes(op="placeholder")
         results = iter(graph.output_node().args[0])
         owner: dict[Node, int] = {}
         pieces = []
-        for number, call in enumerate(calls):
-            inputs = [next(places) for _ in call.arguments]
+        for number, (call, at) in enumerate(zip(calls, places)):
+            inputs = [given[i] for i in at]
             found = [next(results) for _ in _leaves(_value(call.node))]
-            _own(found, number, owner)
+            _own(found, inputs, number, owner)
             pieces.append(_Piece(inputs, [], found))
         for node in graph.nodes:
             if node.op not in ("placeholder", "output"):
@@ -186,8 +194,18 @@ class _Sample:
         return pieces
 
 
-def _placeholders(graph: Graph, call: _Call) -> list[Node]:
-    return [graph.placeholder(f"{call.node.name}_{i}") for i in range(len(call.arguments))]
+def _places(call: _Call, shared: dict[object, int], values: list[Any]) -> list[int]:
+    """Numbers of the placeholders that stand for a call's arguments; new ones join `values`."""
+    count: Counter[object] = Counter()
+    places = []
+    for value in call.arguments:
+        kind = _type_of(value)
+        place = shared.setdefault((kind, count[kind]), len(values))
+        count[kind] += 1
+        if place == len(values):
+            values.append(value)
+        places.append(place)
+    return places
 
 
 def _copy(graph: Graph, call: _Call, places: Sequence[Node]) -> Node:
@@ -196,12 +214,18 @@ def _copy(graph: Graph, call: _Call, places: Sequence[Node]) -> Node:
     return graph.node_copy(call.node, env.__getitem__)
 
 
-def _own(results: Sequence[Any], number: int, owner: dict[Node, int]) -> None:
+def _own(
+    results: Sequence[Any], inputs: Sequence[Node], number: int, owner: dict[Node, int]
+) -> None:
     """Give a call all nodes that its results need."""
     stack = list(results)
     while stack:
         node = stack.pop()
-        if not isinstance(node, Node) or owner.get(node, number) != number:
+        if node in inputs:
+            continue
+        if not isinstance(node, Node) or node.op == "placeholder":
+            raise _Dependent
+        if owner.get(node, number) != number:
             raise _Dependent
         if node not in owner:
             owner[node] = number
@@ -213,7 +237,7 @@ def _own(results: Sequence[Any], number: int, owner: dict[Node, int]) -> None:
 
 def _assemble(
     gm: GraphModule, calls: Sequence[_Call], sample: _Sample
-) -> tuple[GraphModule, Signature]:
+) -> tuple[Module, Graph, Signature]:
     graph = Graph()
     made: dict[Node, Any] = {}
     for node in gm.graph.find_nodes(op="placeholder"):
@@ -227,7 +251,7 @@ def _assemble(
     if not all(isinstance(made[node], Node) for node in results.all_input_nodes):
         raise _Dependent  # a list among the results
     graph.output(map_arg(results.args[0], made.__getitem__))
-    return GraphModule(sample.module, graph), Signature(names)
+    return sample.module, graph, Signature(names)
 
 
 def _again(graph: Graph, call: _Call, piece: _Piece, made: Mapping[Node, Any]) -> Any:

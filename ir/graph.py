@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from keyword import iskeyword
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import sympy
 import torch
 
 from .op import Cost, Op, op
-from .symbols import dim_text, real_symbol, symbol
+from .symbols import dim_text, real_symbol, symbol, symbolic
 from .types import Number, Tensor, Type, type_text
+
+if TYPE_CHECKING:
+    import sympy
 
 
 @op("input")
@@ -148,11 +150,9 @@ class Graph:
     @cached_property
     def all_symbols(self) -> frozenset[sympy.Symbol]:
         """Every symbol in types and attributes, regions included."""
-        from .op import _free
-
         found: set[sympy.Symbol] = set()
         for node in (*self.inputs, *self.nodes):
-            found |= node.symbols | _free(node.type)
+            found |= node.all_symbols
         return frozenset(found)
 
     @property
@@ -166,12 +166,9 @@ class Graph:
 
         The plan evaluates these once per set of weights, not once per call.
         """
-        from .op import _free
-
         found: set[Op] = set()
         for node in self.nodes:
-            free = node.random or node.symbols or _free(node.type)
-            if not free and all(o in found for o in node.operands):
+            if found.issuperset(node.operands) and not (node.random or node.all_symbols):
                 found.add(node)
         return frozenset(found)
 
@@ -261,7 +258,7 @@ class Graph:
             stack = [value]
             while stack:
                 top = stack[-1]
-                waiting = () if top in memo else [o for o in top.operands if o not in memo]
+                waiting = [] if top in memo else [o for o in top.operands if o not in memo]
                 stack += waiting
                 if waiting:
                     continue
@@ -318,7 +315,7 @@ def _plain(value: object, number: Mapping[Op, int]) -> object:
         return tuple(_plain(v, number) for v in value)
     if isinstance(value, Graph):
         return value.signature[1:]  # the name of a region is for people
-    if isinstance(value, sympy.Basic):
+    if symbolic(value):
         return ("size", dim_text(value))
     if isinstance(value, (Tensor, Number)):
         return ("type", type_text(value))
@@ -341,16 +338,14 @@ def _ordered(outputs: Iterable[Op], hint: Iterable[Op], inputs: Iterable[Op]) ->
     for root in (*(n for n in hint if n in needed), *roots):
         stack = [root]
         while stack:
-            node = stack[-1]
+            node = stack.pop()
             if node in done:
-                stack.pop()
                 continue
-            waiting = [o for o in node.operands if o not in done]
-            if waiting:
-                stack += reversed(waiting)
-            else:
-                done.add(node)
-                stack.pop()
-                if not isinstance(node, Input):
-                    order.append(node)
+            if not done.issuperset(node.operands):
+                stack.append(node)
+                stack += [o for o in reversed(node.operands) if o not in done]
+                continue
+            done.add(node)
+            if not isinstance(node, Input):
+                order.append(node)
     return order

@@ -6,16 +6,18 @@ It is the living definition of a graph. It is slow and does not try to be anythi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import sympy
 import torch
 
 from .errors import InputError
 from .graph import Graph, Weight
 from .op import Op, map_values
-from .symbols import dim_text, evaluate
+from .symbols import dim_text, evaluate, symbolic
 from .types import Number, Tensor, Type
+
+if TYPE_CHECKING:
+    import sympy
 
 Observer = Callable[[Op, Any], None]
 _INT, _FLOAT = (int, torch.SymInt), (int, float, torch.SymInt, torch.SymFloat)
@@ -89,7 +91,7 @@ def bind_symbols(
                     fix=f"cast it: {node.key}.to({t.dtype.torch})",
                 )
             for want, got in zip(t.shape, value.shape, strict=True):
-                if isinstance(want, sympy.Symbol):
+                if symbolic(want) and want.is_Symbol:
                     found.setdefault(want, got)
     for node, value in zip(graph.inputs, inputs, strict=True):
         if isinstance(node.of, Tensor):

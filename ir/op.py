@@ -22,16 +22,17 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar, Union
 
-import sympy
 from typing_extensions import Self, dataclass_transform
 
 from .errors import OpError, nearest
-from .symbols import Dim, evaluate, free_symbols
+from .symbols import Dim, evaluate, free_symbols, symbolic
 from .types import Tensor, Type, type_text
 
 if typing.TYPE_CHECKING:
+    import sympy
+
     from .graph import Graph
 
 
@@ -72,7 +73,7 @@ class Field:
         if "tuple" in self.words:
             numbers = "Operand" in self.words
             return isinstance(value, tuple) and (numbers or all(isinstance(v, Op) for v in value))
-        if isinstance(value, (int, float, complex, sympy.Basic)):
+        if isinstance(value, (int, float, complex)) or symbolic(value):
             return "Operand" in self.words
         return isinstance(value, Op)
 
@@ -174,17 +175,17 @@ class Op:
         """The same op on other operands; `self` when fn changes none of them."""
         old = self.operands
         new = tuple(map(fn, old))
-        if all(a is b for a, b in zip(old, new, strict=True)):
+        if new == old:  # nodes compare by identity
             return self
         swap = dict(zip(map(id, old), new, strict=True))
         values = {f.name: getattr(self, f.name) for f in self.fields}
         for f in self.fields:
             if f.kind == "operand":
                 values[f.name] = map_values(values[f.name], lambda o: swap[id(o)])
-        if any(a.type != b.type for a, b in zip(old, new, strict=True)):
+        if any(a.type is not b.type and a.type != b.type for a, b in zip(old, new, strict=True)):
             return type(self)(**values).from_(self)
         node = object.__new__(type(self))  # equal operand types: infer would say the same again
-        node.__dict__.update(values, type=self.type, origins=self.origins)
+        node.__dict__.update(values, type=self.type, origins=self.origins, symbols=self.symbols)
         return node
 
     def from_(self, *sources: Op) -> Self:
@@ -206,6 +207,11 @@ class Op:
             found |= value.free_symbols if f.kind == "region" else _free(value)
         return frozenset(found)
 
+    @cached_property
+    def all_symbols(self) -> frozenset[sympy.Symbol]:
+        """`symbols`, and those of the result's type."""
+        return self.symbols | _free(self.type)
+
     def bind(self, env: Mapping[sympy.Symbol, int | float]) -> Op:
         """A copy with every symbol in attributes replaced by its number, to call `reference`."""
         if not self.symbols:
@@ -223,7 +229,7 @@ class Op:
 
 
 Value: TypeAlias = Op
-Operand: TypeAlias = Op | int | float | bool | complex | sympy.Expr
+Operand: TypeAlias = Union[Op, int, float, bool, complex, "sympy.Expr"]
 
 
 # ------------------------------------------------------------------ registry

@@ -14,10 +14,8 @@
         def rewrite(self, op, m, x, w, b):
             return m.conv.replace(bias=op.reshape(b, (w.shape[0],)))
 
-In a pattern, operands left out must be absent, attributes left out may be anything, and a plain
-number stands for itself. Commutative ops match either way round. A value inside the pattern that
-is also used outside it would be computed twice, so the engine refuses unless `shared = True`.
-Reasons are formatted only when someone reads them.
+How patterns match is told in `pattern`. A value inside the pattern that is also used outside it
+would be computed twice, so the engine refuses unless `shared = True`.
 """
 
 from __future__ import annotations
@@ -26,144 +24,16 @@ import inspect
 import time
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import MISSING, dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from .errors import EffcError, OpError, RuleError, nearest
+from .errors import EffcError, RuleError
 from .graph import Graph
 from .op import OPS, Op, find_op
+from .pattern import ANY, Answer, Form, Match, No, Pat, PatternOps, Var, Yes, no, yes
 from .text import node_text
 from .types import type_text
 from .verify import window
-
-# ------------------------------------------------------------------ answers
-
-
-class Yes:
-    def __bool__(self) -> bool:
-        return True
-
-    def __repr__(self) -> str:
-        return "yes"
-
-
-@dataclass(frozen=True)
-class No:
-    """A refusal with its reason, and the node the reason is about."""
-
-    template: str
-    args: tuple[object, ...] = ()
-    at: Op | None = None
-
-    def __bool__(self) -> bool:
-        return False
-
-    @property
-    def reason(self) -> str:
-        return self.template.format(*map(_show, self.args)) if self.args else self.template
-
-    def __str__(self) -> str:
-        return self.reason
-
-
-Answer: TypeAlias = Yes | No
-yes = Yes()
-
-
-def no(template: str, *args: object, at: Op | None = None) -> No:
-    """Refuse, with a reason; `{}` in the template are filled only when the reason is read."""
-    return No(template, args, at)
-
-
-def _show(value: object) -> object:
-    if isinstance(value, tuple):
-        return f"({', '.join(str(_show(v)) for v in value)}{',' if len(value) == 1 else ''})"
-    return value
-
-
-# ------------------------------------------------------------------ patterns
-
-
-@dataclass(frozen=True, eq=False)
-class Var:
-    """Matches any operand (a node, or a number where the op takes one)."""
-
-    name: str
-
-
-@dataclass(frozen=True, eq=False)
-class Pat:
-    """Matches a node of one of `ops` whose fields match."""
-
-    ops: tuple[str, ...]
-    args: tuple[tuple[str, Any], ...]  # field name -> Var | Pat | literal
-    name: str | None = None
-    is_shared: bool = False
-    _forms: dict[type[Op], _Form] = field(default_factory=dict, init=False, repr=False)
-
-    def form(self, cls: type[Op]) -> _Form:
-        """What it asks of a node of this op; worked out once."""
-        if cls not in self._forms:
-            self._forms[cls] = _Form.of(self, cls)
-        return self._forms[cls]
-
-    def named(self, name: str) -> Pat:
-        """Call the matched node `m.<name>` in check and rewrite."""
-        return Pat(self.ops, self.args, name, self.is_shared)
-
-    def shared(self) -> Pat:
-        """Allow the matched node to have users outside the pattern."""
-        return Pat(self.ops, self.args, self.name, True)
-
-
-ANY = Var("_")
-
-
-@dataclass(frozen=True, eq=False)
-class _Form:
-    """A pattern's wishes about the fields of one op."""
-
-    absent: tuple[tuple[str, Any], ...]  # operands left out, and their defaults
-    orders: tuple[tuple[tuple[Any, str, str], ...], ...]  # (pattern, field, kind), each way round
-
-    @staticmethod
-    def of(pat: Pat, cls: type[Op]) -> _Form:
-        wanted, kinds = dict(pat.args), {f.name: f.kind for f in cls.fields}
-        orders = [wanted]
-        if getattr(cls, "commutative", False) and wanted.keys() & {"a", "b"}:
-            orders.append({{"a": "b", "b": "a"}.get(k, k): p for k, p in wanted.items()})
-        return _Form(
-            tuple(
-                (f.name, f.default)
-                for f in cls.fields
-                if f.name not in wanted and f.kind == "operand" and f.default is not MISSING
-            ),
-            tuple(tuple((p, k, kinds[k]) for k, p in order.items()) for order in orders),
-        )
-
-
-class PatternOps:
-    """`op.conv2d(x, w)` in a pattern. `op.one_of("relu", "gelu")(x)` matches either."""
-
-    any = ANY
-
-    def __getattr__(self, name: str) -> Any:
-        return self.one_of(name)
-
-    def one_of(self, *names: str) -> Any:
-        fields = [f.name for f in find_op(names[0]).fields if f.kind != "type"]
-
-        def build(*args: Any, **kwargs: Any) -> Pat:
-            if len(args) > len(fields):
-                raise OpError(f"a pattern gives {names[0]} {len(args)} operands of {len(fields)}")
-            bound = dict(zip(fields, args, strict=False)) | kwargs
-            for name in names:
-                known = {f.name for f in find_op(name).fields}
-                for key in bound.keys() - known:
-                    raise OpError(f"{name} has no field {key!r}", fix=nearest(key, known))
-            return Pat(names, tuple(bound.items()))
-
-        return build
 
 
 class Ops:
@@ -175,120 +45,6 @@ class Ops:
 
 op = Ops()
 _pattern_ops = PatternOps()
-
-
-# ------------------------------------------------------------------ matches
-
-
-@dataclass
-class Match:
-    """What a pattern matched: `m.root`, nodes by their pattern names, operands by variable name."""
-
-    graph: Graph
-    root: Op
-    nodes: dict[str, Op] = field(default_factory=dict)
-    vars: dict[str, Any] = field(default_factory=dict)
-    inner: list[tuple[Op, bool]] = field(default_factory=list)  # matched below root, is_shared
-    depth: int = 0  # pattern nodes matched so far
-    farthest: int = -1  # and before the failure that `why` tells
-    why: No | None = None
-
-    def __getattr__(self, name: str) -> Op:
-        try:
-            return self.__dict__["nodes"][name]
-        except KeyError:
-            raise AttributeError(f"the pattern names no node {name!r}") from None
-
-    def uses(self, node: Op) -> int:
-        return self.graph.uses(node)
-
-    def is_constant(self, node: Any) -> bool:
-        """Known before the first call: a number, a weight, or computed from weights alone."""
-        return not isinstance(node, Op) or node in self.graph.constants
-
-    # -- matching; a failed attempt leaves depth and why behind for the nearest-miss report
-
-    def match(self, pattern: Any, value: Any) -> bool:
-        return self._solve(((pattern, value, None, "operand"),))
-
-    def _solve(self, goals: tuple[tuple[Any, Any, Op | None, str], ...]) -> bool:
-        """goals: (pattern, value, its user, kind of field). Commutative nodes are tried both ways
-        round, each with all the goals that follow."""
-        while goals:
-            (pattern, value, user, kind), goals = goals[0], goals[1:]
-            if isinstance(pattern, Pat):
-                orders = self._node(pattern, value, user)
-                if len(orders) != 1:
-                    return any(self._try(order + goals) for order in orders)
-                goals = orders[0] + goals
-            elif isinstance(pattern, tuple) and isinstance(value, tuple):
-                if len(pattern) != len(value):
-                    what = f"{{}} {kind}s expected, found {{}}"
-                    return self._fail(what, len(pattern), len(value), at=user)
-                goals = tuple((p, v, user, kind) for p, v in zip(pattern, value)) + goals
-            elif isinstance(pattern, Var):
-                if not self._var(pattern, value, kind):
-                    return False
-            elif not _equal(pattern, value):
-                return self._fail("expected {}, found {}", pattern, _brief(value), at=user)
-        return True
-
-    def _try(self, goals: tuple[Any, ...]) -> bool:
-        """Match, or leave everything but the nearest failure as it was."""
-        nearest = (self.farthest, self.why)
-        saved = (dict(self.nodes), dict(self.vars), list(self.inner), self.depth)
-        if self._solve(goals):
-            return True
-        self.nodes, self.vars, self.inner, self.depth = saved
-        if nearest[0] >= self.farthest:
-            self.farthest, self.why = nearest
-        return False
-
-    def _var(self, var: Var, value: Any, kind: str) -> bool:
-        if var is ANY:
-            return True
-        if value is None and kind == "operand":
-            return self._fail("operand {} is absent", var.name, at=self.root)
-        if var.name in self.vars and not _equal(self.vars[var.name], value):
-            return self._fail("{} stands for two different values", var.name, at=self.root)
-        self.vars[var.name] = value
-        return True
-
-    def _node(self, pat: Pat, value: Any, user: Op | None) -> tuple[Any, ...]:
-        """The ways to match the fields of a node: goals for one order of operands, or for two."""
-        if not isinstance(value, Op) or value.name not in pat.ops:
-            self._fail("expected {}, found {}", "|".join(pat.ops), _brief(value), at=user)
-            return ()
-        self.depth += 1
-        form = pat.form(type(value))
-        for name, default in form.absent:
-            if getattr(value, name) is not default:
-                self._fail("{} has a {}", value.name, name, at=value)
-                return ()
-        if pat.name:
-            self.nodes[pat.name] = value
-        if user is not None:
-            self.inner.append((value, pat.is_shared))
-        return tuple(
-            tuple([(p, getattr(value, name), value, kind) for p, name, kind in order])
-            for order in form.orders
-        )
-
-    def _fail(self, template: str, *args: object, at: Op | None) -> bool:
-        self.why, self.farthest = no(template, *args, at=at), self.depth
-        return False
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """The same node, or equal plain values: 1 is 1.0, and is not True."""
-    if isinstance(a, Op) or isinstance(b, Op):
-        return a is b
-    return a == b and (type(a) is bool) == (type(b) is bool)
-
-
-def _brief(value: Any) -> str:
-    return value.name if isinstance(value, Op) else repr(value)
-
 
 # ------------------------------------------------------------------ rules
 
@@ -360,9 +116,9 @@ class RuleStats:
         if len(self.misses) < self.KEEP:
             return True
         last = self.misses[-1]
-        return (checked, depth) > (last.checked, last.depth) or any(
-            m.node is node for m in self.misses
-        )
+        if (checked, depth) > (last.checked, last.depth):
+            return True
+        return node in [m.node for m in self.misses]
 
     def missed(self, miss: NearMiss) -> None:
         """Keep the nearest few; one per node, its nearest alternative."""
@@ -454,11 +210,12 @@ class Engine:
         self.stats = {r.name: RuleStats(r.name, r.title) for r in self.rules}
         self.touched: list[Op] = []
         self._variables = {id(r): _variables(r) for r in self.rules}
-        self._by_root: dict[str, list[tuple[Rule, Pat]]] = {}
+        self._by_root: dict[str, list[tuple[Rule, Pat, Form, RuleStats]]] = {}
         for rule in self.rules:
-            for alternative in _alternatives(rule):
-                for name in alternative.ops:
-                    self._by_root.setdefault(name, []).append((rule, alternative))
+            for pattern in _alternatives(rule):
+                for name in pattern.ops:
+                    entry = (rule, pattern, pattern.form(find_op(name)), self.stats[rule.name])
+                    self._by_root.setdefault(name, []).append(entry)
 
     def run(self, graph: Graph) -> Graph:
         journal = _journal.get() or Journal()
@@ -482,7 +239,10 @@ class Engine:
         for node in reversed(graph.nodes):
             if node in consumed or journal.spent:
                 continue
-            for rule, pattern in self._by_root.get(node.name, ()):
+            for rule, pattern, form, stats in self._by_root.get(node.name, ()):
+                stats.attempts += 1
+                if form.refuses(node) and not stats.wants(node, False, 1):
+                    continue  # as nearly all attempts end
                 m = self._attempt(graph, rule, pattern, node, consumed)
                 if m is None:
                     continue
@@ -490,7 +250,7 @@ class Engine:
                 _inherit(graph, result, (*(n for n, _ in reversed(m.inner)), node))
                 replaced[node] = result
                 consumed |= {node, *(n for n, _ in m.inner)}
-                self.stats[rule.name].hits += 1
+                stats.hits += 1
                 self.touched.append(result)
                 journal.rewrites.append(Rewrite(rule.name, graph, node, result))
                 break
@@ -501,7 +261,6 @@ class Engine:
     ) -> Match | None:
         stats = self.stats[rule.name]
         start = time.perf_counter()
-        stats.attempts += 1
         m = Match(graph, node)
         matched = m.match(pattern, node)
         answer: Answer = yes if matched or m.why is None else m.why  # No is falsy: no `or` here

@@ -16,13 +16,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING
 from typing import Any
 
-import sympy
 import torch
 
 from .errors import OpError, ParseError, nearest
 from .graph import Graph, Input, Weight
 from .op import Field, Op, _free, find_op
-from .symbols import dim_text, parse_dim
+from .symbols import dim_text, parse_dim, symbolic
 from .types import DTYPES, LAYOUTS, DType, Layout, Number, Tensor, Type, parse_type, type_text
 
 INDENT = "    "
@@ -145,7 +144,7 @@ def node_args(node: Op) -> list[tuple[str | None, object]]:
 
 def literal(value: object) -> str:
     """Python source of an attribute that is not a node."""
-    if isinstance(value, sympy.Basic):
+    if symbolic(value):
         return dim_text(value)
     if isinstance(value, float) and repr(value) in ("inf", "-inf", "nan"):
         return repr(value)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-import sympy
 import torch
 
 from .errors import ParseError, nearest
 from .symbols import Dim, dim, dim_text, from_torch, parse_dim, product
+
+if TYPE_CHECKING:
+    import sympy
 
 # ------------------------------------------------------------------ element types
 
@@ -129,10 +131,17 @@ class Dense(Format):
 
     def nbytes(self, tensor: Tensor) -> Dim:
         bits = tensor.numel * tensor.dtype.bits
-        return (bits + 7) // 8 if isinstance(bits, int) else dim(sympy.ceiling(bits / 8))
+        return (bits + 7) // 8 if isinstance(bits, int) else _whole(bits)
 
 
 dense = Dense()
+
+
+def _whole(bits: sympy.Expr) -> Dim:
+    import sympy
+
+    return dim(sympy.ceiling(bits / 8))
+
 
 # ------------------------------------------------------------------ types of values
 

@@ -12,13 +12,17 @@
 
 from __future__ import annotations
 
-import sympy
+from typing import TYPE_CHECKING
 
 from .errors import OpError, VerifyError
 from .graph import Graph, Input, Weight
 from .op import Op, _free
+from .symbols import symbolic
 from .text import node_text
 from .types import Number, Tensor, type_text
+
+if TYPE_CHECKING:
+    import sympy
 
 WINDOW = 10
 
@@ -64,7 +68,7 @@ def input_symbols(graph: Graph) -> frozenset[sympy.Symbol]:
         if isinstance(i.of, Number):
             found.add(i.symbol)
         elif isinstance(i.of, Tensor):
-            found.update(d for d in i.of.shape if isinstance(d, sympy.Symbol))
+            found.update(d for d in i.of.shape if symbolic(d) and d.is_Symbol)
     return frozenset(found)
 
 
@@ -76,7 +80,7 @@ def _problem(node: Op, seen: set[Op], symbols: frozenset[sympy.Symbol]) -> str |
     for operand in node.operands:
         if operand not in seen:
             return f"operand {operand!r} is not computed before it"
-    unknown = (node.symbols | _free(node.type)) - symbols
+    unknown = node.all_symbols - symbols
     if unknown:
         return _unread(unknown)
     try:

@@ -13,11 +13,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
+from .. import templates
 
 TEMPLATES = Path(__file__).parent
 
@@ -25,12 +24,13 @@ TEMPLATES = Path(__file__).parent
 @dataclass(frozen=True)
 class Kernel:
     """name: also of the C function. comment: what it was made for, one line each. alone: a whole
-    translation unit, the same for every model."""
+    translation unit, the same for every model. flags: of the compiler, after the house's own."""
 
     name: str
     body: str
     comment: tuple[str, ...] = ()
     alone: bool = False
+    flags: tuple[str, ...] = ()
 
     @property
     def code(self) -> str:
@@ -46,18 +46,9 @@ class Kernel:
         return "\n".join([*lines, self.code, ""])
 
 
-@lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False, autoescape=False,
-    )  # fmt: skip
-    return environment
-
-
 def render(template: str, **holes: Any) -> str:
-    """The text of `<template>.j2` with its holes filled."""
-    return _environment().get_template(f"{template}.j2").render(**holes)
+    """The text of `<template>.j2` with its holes filled by plain data."""
+    return templates.render(TEMPLATES, f"{template}.j2", holes)
 
 
 def kernel(
@@ -79,5 +70,5 @@ def unit(kernels: Sequence[Kernel]) -> str:
     """One translation unit of several kernels, without their comments: models that share kernels,
     a deeper one or one whose lines moved, share what was built of them."""
     if kernels[0].alone:
-        return kernels[0].source
+        return kernels[0].code
     return "\n".join(['#include "effc.h"\n', *(f"{k.code}\n" for k in kernels)])

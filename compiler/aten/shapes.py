@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import sympy
-
 from effc.importer import Call, converts
 from effc.ir import Op, no
 from effc.ir.ops.shape import Copy, Expand, Permute, Reshape
 from effc.ir.ops.shape import Slice as SliceOp
 from effc.ir.rewrite import op
-from effc.ir.symbols import dim, product
+from effc.ir.symbols import dim, product, symbolic
 
 
 @converts(
@@ -98,7 +96,7 @@ def _narrow(x: Op, axis: int, start: Any, size: Any, step: int = 1) -> Any:
         start = min(start + have if start < 0 else start, have)
     elif isinstance(start, int):
         start = dim(start + have) if start < 0 else start
-    elif not (isinstance(start, sympy.Basic) and start.is_nonnegative):
+    elif not (symbolic(start) and start.is_nonnegative):
         return no("a slice from {}, whose sign is not known", start)
     if size == 0:
         start = 0

@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import sympy
 import torch
 
 from ..errors import OpError
 from ..op import Op
-from ..symbols import Dim
+from ..symbols import Dim, symbolic
 from ..types import DType, Layout, Tensor, row_major
 
 _NUMBERS = {bool: torch.bool, int: torch.int64, complex: torch.complex64}
@@ -44,7 +43,7 @@ def _level(operand: Any) -> tuple[int, torch.dtype]:
         if t.dtype.torch is None:
             raise operand.fail(f"torch has no arithmetic for {t.dtype}")
         return (0 if t.shape else 1), t.dtype.torch
-    if isinstance(operand, sympy.Basic):
+    if symbolic(operand):
         return 2, torch.int64 if operand.is_integer else torch.get_default_dtype()
     return 2, _NUMBERS.get(type(operand), torch.get_default_dtype())
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import sympy
 import torch
 import torch.nn.functional as F
 
@@ -12,6 +11,9 @@ from ..op import Cost, Op, Value, op
 from ..symbols import Dim
 from ..types import DType, Tensor, Type
 from .common import check_sizes
+
+if TYPE_CHECKING:
+    import sympy
 
 
 @op("embedding")

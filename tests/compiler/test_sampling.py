@@ -167,3 +167,16 @@ def test_what_the_sample_writes_is_seen_in_its_signature(exports):
         x = torch.rand(3)
         captured = dynamo(lambda x: (x.relu_(), x + 1, x + 1), x)
     assert isinstance(captured, Captured) and captured.written == (0,)
+
+
+def test_arguments_that_share_a_placeholder_keep_their_places():
+    """relu's argument stands for both of sub's in the sample, which takes them the other way."""
+
+    def fn(x, y):
+        a = x.relu()
+        return y.sub(x) * 2 + a, torch.sub(x, x)
+
+    x, y = torch.tensor([1.0, -2.0]), torch.tensor([5.0, 7.0])
+    captured = dynamo(fn, x, y)
+    for value, want in zip(captured.graph_module(x, y), fn(x, y), strict=True):
+        torch.testing.assert_close(value, want)
