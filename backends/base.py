@@ -30,8 +30,11 @@ GROUP = "effc.backends"
 PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
 _OURS = {
     "cpu": "effc.backends.cpu:CpuBackend",
+    "cuda-host": "effc.backends.cuda:CudaHostBackend",
     "null": "effc.backends.null:NullBackend",
+    "ptx-host": "effc.backends.ptx_host:PtxHostBackend",
     "reference": "effc.backends.reference:ReferenceBackend",
+    "triton": "effc.backends.triton:TritonBackend",
 }
 
 # ------------------------------------------------------------------ options
@@ -47,12 +50,15 @@ class Options:
     kernels: False runs every node through torch, to tell a wrong kernel from a wrong graph.
     float32_matmul_precision: as torch.set_float32_matmul_precision takes it; None: what is set
         there. It permits, and demands nothing: a target without such instructions stays exact.
+    tune: measure schedules of kernels of which nothing is known yet, and keep the times for later
+        compilations. False: times that are kept decide, and a cost model where there are none.
     """
 
     threads: int | None = None
     captured: Graph | None = None
     kernels: bool = True
     float32_matmul_precision: str | None = None
+    tune: bool = False
 
     @property
     def precision(self) -> str:
@@ -103,17 +109,51 @@ class Launch:
 # ------------------------------------------------------------------ results of compiling
 
 
+FILES = {"": ("cpp", "so"), "cuda": ("py", "cubin", "ptx"), "hip": ("py", "hsaco", "amdgcn")}
+
+
 @dataclass(frozen=True)
 class Object:
     """Native code that an executable calls, with its source: what an artefact keeps of it.
 
-    functions: names of the kernels in it; none for what every plan needs.
+    functions: names of the kernels in it; none for what every plan needs. target: "" for code of
+    the CPU, else the GPU it is for, as "cuda:sm_90"; then `assembly` is its PTX or AMD's, and
+    `launch` says what a launch needs, in whole numbers.
     """
 
     name: str
     source: str
     code: bytes = field(repr=False)
     functions: tuple[str, ...] = ()
+    target: str = ""
+    assembly: str = field(default="", repr=False)
+    launch: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What to write, by file name."""
+        parts = (self.source.encode(), self.code, self.assembly.encode())
+        suffixes = FILES[self.target.partition(":")[0]]
+        return {f"{self.name}.{suffix}": part for suffix, part in zip(suffixes, parts)}
+
+    @property
+    def row(self) -> list[Any]:
+        """The rest, as JSON data."""
+        more = [self.target, dict(self.launch)] if self.target else []
+        return [self.name, list(self.functions), *more]
+
+    @staticmethod
+    def read(row: Sequence[Any], files: Mapping[str, bytes]) -> Object:
+        """What `row` and `files` gave. Raises KeyError, TypeError or ValueError for other data."""
+        whole: list[Any] = [*row, *("", {})[len(row) - 2 :]]
+        name, functions, target, launch = whole
+        parts = [files[f"{name}.{suffix}"] for suffix in FILES[str(target).partition(":")[0]]]
+        assembly = parts[2].decode() if len(parts) > 2 else ""
+        numbers = {str(k): int(v) for k, v in launch.items()}
+        return Object(
+            str(name), parts[0].decode(), parts[1], tuple(map(str, functions)), str(target),
+            assembly, numbers,
+        )  # fmt: skip
 
 
 class Bound(ABC):

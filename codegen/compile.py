@@ -195,7 +195,7 @@ def build_error(
     for hit in hits:
         shown.append(hit.group(0))
         if Path(hit["file"]).name == "kernel.cpp":
-            shown += _around(source, int(hit["line"]))
+            shown += around(source, int(hit["line"]))
     if not hits:
         shown = lines[:12] or [f"exit status {status}, no message"]
     first = hits[0]["text"] if hits else shown[0].strip()
@@ -208,7 +208,7 @@ def build_error(
     return error
 
 
-def _around(source: str, line: int, reach: int = 2) -> list[str]:
+def around(source: str, line: int, reach: int = 2) -> list[str]:
     lines = source.splitlines()
     numbers = range(max(1, line - reach), min(len(lines), line + reach) + 1)
     return [f"{'>' if n == line else ' '}{n:5} | {lines[n - 1]}" for n in numbers]

@@ -1,7 +1,8 @@
 """Fusion: groups of ops become regions, each to be computed by one kernel.
 
 Two shapes of region. An anchor (convolution, matrix product, attention) with the pointwise ops that
-follow it; and a loop, pointwise ops over one iteration shape with at most one op along rows.
+follow it, and for a matrix product also those before it, or a second product of the same value; and
+a loop, pointwise ops over one iteration shape with at most one op along rows.
 The target is asked about each region; a refused one shrinks, or its ops stay as they are.
 """
 
@@ -24,6 +25,7 @@ from .outline import condense, outline
 
 ANCHORS = ("conv1d", "conv2d", "conv3d", "linear", "matmul", "attention", "group_norm")
 ROWS = ("softmax", "log_softmax", "layer_norm", "rms_norm")
+PRODUCTS = ("linear", "matmul")
 EPILOGUE = (
     "FuseEpilogue",
     "norm? + conv | linear | attention | group_norm ... + pointwise ops => one region",
@@ -138,7 +140,8 @@ class _Fusion:
     def anchor_regions(self) -> None:
         """Later anchors first: of add(conv(x), conv(y)), the result just computed takes the add."""
         for anchor in reversed(self.graph.nodes):
-            if anchor.name in ANCHORS and anchor in self.groups.group and _plain(anchor):
+            known = anchor in self.groups.group and anchor not in self.taken
+            if anchor.name in ANCHORS and known and _plain(anchor):
                 for members in self.around(anchor):
                     if len(members) == 1:
                         break
@@ -150,8 +153,11 @@ class _Fusion:
 
     def around(self, anchor: Op) -> Iterator[list[Op]]:
         """Groups of members around an anchor, best first, the anchor alone last."""
-        spine = self.spine(anchor)
+        for other in self.siblings(anchor):
+            yield from self.joined([other, anchor])
+        spine = self.spine([anchor])
         norm = self.norm_before(anchor)
+        heads = [[norm]] if norm else self.before([anchor])
         for end in range(len(spine), 0, -1):
             part = spine[:end]
             results = results_of(self.graph, part)
@@ -159,14 +165,58 @@ class _Fusion:
                 if end > 1 and results[0] is anchor:
                     self.miss(EPILOGUE, anchor, self.used_twice(anchor, part))
                 continue
-            part = self.with_sides(anchor, part)
+            part = self.with_sides([anchor], part)
             tails = self.stores_after(results[0]) if anchor.name == "conv2d" else [[]]
-            heads = ([norm], []) if norm else ([],)
-            for head in heads:
-                for tail in tails:
-                    members = self.sorted([*head, *part, *tail])
-                    if self.groups.can_merge(self.groups.group[n] for n in members):
-                        yield members
+            yield from self.mergeable(part, [*heads, []], tails)
+
+    def joined(self, anchors: list[Op]) -> Iterator[list[Op]]:
+        """Two products of one value with what joins their results to one."""
+        spine = self.spine(anchors)
+        for end in range(len(spine), len(anchors), -1):
+            part = spine[:end]
+            if len(results_of(self.graph, part)) == 1 and all(a in part for a in anchors):
+                part = self.with_sides(anchors, part)
+                yield from self.mergeable(part, [*self.before(anchors), []], [[]])
+
+    def mergeable(
+        self, part: list[Op], heads: list[list[Op]], tails: list[list[Op]]
+    ) -> Iterator[list[Op]]:
+        for head in heads:
+            for tail in tails:
+                members = self.sorted([*head, *part, *tail])
+                if self.groups.can_merge(self.groups.group[n] for n in members):
+                    yield members
+
+    def siblings(self, anchor: Any) -> list[Op]:
+        """Other linear layers of the same value, with results of the same shape."""
+        if anchor.name != "linear":
+            return []
+        return [
+            n for n in self.graph.users[anchor.x]
+            if n.name == "linear" and n is not anchor and n.x is anchor.x and n.type == anchor.type
+            and n in self.groups.group and n not in self.taken
+        ]  # fmt: skip
+
+    def before(self, anchors: list[Any]) -> list[list[Op]]:
+        """Pointwise ops on a product's first operand, if nothing else reads them; none where they
+        follow an op that can take them as what comes after it."""
+        if anchors[0].name not in PRODUCTS:
+            return []
+        left = anchors[0].x if anchors[0].name == "linear" else anchors[0].a
+        inside, waiting = set(anchors), [left]
+        while waiting:
+            node = waiting.pop()
+            if node in inside or node not in self.groups.group or node in self.taken:
+                continue
+            only = all(u in inside for u in self.graph.users[node])
+            only = only and node not in self.graph.outputs
+            if node.name in (*ANCHORS, *ROWS):
+                return []
+            if only and fusable(node) and node.shape == left.shape:
+                inside.add(node)
+                waiting += node.operands
+        found = self.sorted([n for n in inside if n not in anchors])
+        return [found] if found else []
 
     def used_twice(self, anchor: Op, part: list[Op]) -> No:
         if anchor in self.graph.outputs:
@@ -174,10 +224,10 @@ class _Fusion:
         other = next(u for u in self.graph.users[anchor] if u not in part)
         return no("{} is also used by {}", anchor.name, other.name, at=anchor)
 
-    def spine(self, anchor: Op) -> list[Op]:
-        """The anchor and the pointwise ops of its shape that follow from it, in program order."""
-        spine, inside = [anchor], {anchor}
-        waiting = set(self.graph.users[anchor])
+    def spine(self, anchors: list[Op]) -> list[Op]:
+        """Anchors and the pointwise ops of their shape that follow from them, in program order."""
+        anchor, spine, inside = anchors[0], [*anchors], {*anchors}
+        waiting = {u for a in anchors for u in self.graph.users[a]}
         while waiting:
             node = min(waiting, key=self.groups.position.__getitem__)
             waiting.discard(node)
@@ -194,10 +244,11 @@ class _Fusion:
             waiting.update(self.graph.users[node])
         return self.sorted(spine)
 
-    def with_sides(self, anchor: Op, spine: list[Op]) -> list[Op]:
+    def with_sides(self, anchors: list[Op], spine: list[Op]) -> list[Op]:
         """Add pointwise ops of the same shape that only the epilogue reads."""
-        inside, sides = {n for n in spine if n is not anchor}, []
-        waiting = [o for n in inside for o in n.operands if o is not anchor]
+        anchor = anchors[0]
+        inside, sides = {n for n in spine if n not in anchors}, []
+        waiting = [o for n in inside for o in n.operands if o not in anchors]
         while waiting:
             node = waiting.pop()
             if node in inside or node not in self.groups.group or node in self.taken:

@@ -6,12 +6,15 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
 
 from effc.codegen import cpp
 from effc.codegen.build import BuildError, Unit, build_many, load_code
 from effc.codegen.compile import header_digest
-from effc.codegen.cpp.kernel import unit
+from effc.codegen.cpp.kernel import Kernel, unit
+from effc.codegen.library import Library
 from effc.codegen.openmp import torch_runtime
 from effc.codegen.toolchain import MissingToolchain, Toolchain, find_toolchain
 from effc.ir import EffcError, Graph, No, Op, no, yes
@@ -20,14 +23,16 @@ from effc.ir.rewrite import Answer
 from ..base import Backend, Object, Options
 from .executable import CpuExecutable
 from .features import CpuFeatures, UnsupportedCpu, detect, lacking, planning_for
-from .lowering import claim
+from .lowering import CPU, Lowerings
 from .plan import Part, Plan, Program
 from .planner import make_plan
+from .tuning import Database, Schedules, tune
 
 __all__ = ["CpuBackend"]
 
 RUNNER = Path(cpp.__file__).parent / "runner.cpp"
 PRECISION = "float32_matmul_precision"  # among the facts of a plan's machine: it decides the plan
+SCHEDULES = "schedules"  # likewise: the measured times that decided
 PER_UNIT = 12  # kernels a translation unit: enough to share the header, few enough for all cores
 
 
@@ -35,22 +40,40 @@ class CpuBackend(Backend):
     """x86-64 and anything else with a C++ compiler and an OpenMP runtime."""
 
     name = "cpu"
+    target: ClassVar[Lowerings] = CPU  # what its plans are made of
+    program: ClassVar[type[Program]] = Program
 
     def supports(self, node: Op) -> Answer:
-        return claim(node)
+        return self.target.claim(node)
+
+    def prepare(self, plan: Plan) -> None:
+        """Change the plan's kernels into what a C++ compiler builds."""
+
+    def _plan(
+        self, graph: Graph, options: Options, without: No | None, schedules: Schedules
+    ) -> Plan:
+        plan = make_plan(graph, options, without, self.target, schedules)
+        self.prepare(plan)
+        return plan
 
     def compile(self, graph: Graph, options: Any = None) -> CpuExecutable:
         options = Options.of(options)
         without = self._cannot_build(options)
-        plan = make_plan(graph, options, without)
+        database = Database(options.threads or torch.get_num_threads())
+        schedules = Schedules(database.times)
+        plan = self._plan(graph, options, without, schedules)
         try:
-            program = build(plan, options)
+            if options.tune and schedules.open:
+                tune(schedules.open.values(), database, build_units)
+                schedules = Schedules(database.times)
+                plan = self._plan(graph, options, without, schedules)
+            program = build(plan, options, self.program)
         except BuildError as e:
             warnings.warn(f"effc: {e}", RuntimeWarning, stacklevel=2)
             without = no("kernels do not build: {}", e.what)
-            plan = make_plan(graph, options, without)
-            program = build(plan, options)
-        made_for = {**self.machine(), PRECISION: options.precision}
+            plan = self._plan(graph, options, without, schedules)
+            program = build(plan, options, self.program)
+        made_for = {**self.machine(), PRECISION: options.precision, SCHEDULES: schedules.used}
         return CpuExecutable(plan, program, graph, without is None, made_for)
 
     def machine(self) -> dict[str, Any]:
@@ -83,14 +106,15 @@ class CpuBackend(Backend):
         )
         without = None if options.kernels else no("kernels were switched off")
         with planning_for(cpu := _features(machine)):
-            plan = make_plan(graph, options, without)
-            program = attach(plan, options, objects)
+            recorded = Schedules.recorded(machine.get(SCHEDULES))
+            plan = self._plan(graph, options, without, recorded)
+            program = attach(plan, options, objects, self.program)
         program.cpu = cpu
         return CpuExecutable(plan, program, graph, options.kernels, machine)
 
     def plan(self, graph: Graph, options: Any = None) -> CpuExecutable:
         """Plan and kernel text, nothing built: what the null backend shows."""
-        return CpuExecutable(make_plan(graph, Options.of(options)), None, graph)
+        return CpuExecutable(self._plan(graph, Options.of(options), None, Schedules()), None, graph)
 
     def _cannot_build(self, options: Options) -> No | None:
         if not options.kernels:
@@ -108,40 +132,52 @@ def _features(machine: Mapping[str, Any]) -> CpuFeatures:
         raise EffcError("it does not say which CPU it was built for", why=repr(e)) from e
 
 
-def build(plan: Plan, options: Options) -> Program:
+def build(plan: Plan, options: Options, kind: type[Program] = Program) -> Program:
     """Compile and load the plan's kernels; a plan without any needs no compiler."""
     plan.numbered  # noqa: B018  numbers the roots
     cpu = detect()
-    program = Program(plan, options.threads, cpu=cpu if isinstance(cpu, CpuFeatures) else None)
+    known = cpu if isinstance(cpu, CpuFeatures) else None
+    program = kind(plan, options.threads, cpu=known)
     if not plan.kernels:
         return program
-    ordered = sorted(plan.kernels.values(), key=lambda k: k.name)
+    ordered = sorted(_native(plan), key=lambda k: k.name)
     small = [k for k in ordered if not k.alone]
     groups = [[k] for k in ordered if k.alone]
     groups += [small[i : i + PER_UNIT] for i in range(0, len(small), PER_UNIT)]
     units = [Unit(RUNNER.read_text(), "runner")]
-    units += [Unit(unit(group), group[0].name) for group in groups]
-    toolchain = find_toolchain()
-    known = toolchain if isinstance(toolchain, Toolchain) else None
-    flags = cpu.flags(known) if isinstance(cpu, CpuFeatures) else ()
-    libraries = build_many(units, flags=flags, toolchain=toolchain)
-    for group, made, library in zip([[], *groups], units, libraries, strict=True):
+    units += [Unit(unit(group), group[0].name, group[0].flags) for group in groups]
+    for group, made, library in zip([[], *groups], units, build_units(units), strict=True):
         program.add(Part(made.name, made.source, library, tuple(k.name for k in group)))
     return program
 
 
-def attach(plan: Plan, options: Options, objects: Sequence[Object]) -> Program:
+def build_units(units: Sequence[Unit]) -> list[Library]:
+    """Compile and load units with all that this CPU and the compiler here can do."""
+    cpu, toolchain = detect(), find_toolchain()
+    known = toolchain if isinstance(toolchain, Toolchain) else None
+    flags = cpu.flags(known) if isinstance(cpu, CpuFeatures) else ()
+    return build_many(units, flags=flags, toolchain=toolchain)
+
+
+def _native(plan: Plan) -> list[Kernel]:
+    """The plan's kernels as C++: after `prepare`, all of them."""
+    return [k for k in plan.kernels.values() if isinstance(k, Kernel)]
+
+
+def attach(
+    plan: Plan, options: Options, objects: Sequence[Object], kind: type[Program] = Program
+) -> Program:
     """The plan with kernels that were built before. Raises EffcError where one is not there.
 
     A kernel counts as there if its text is in the source of the object that has its name: what
     calls it was made for that very text.
     """
     plan.numbered  # noqa: B018  numbers the roots
-    program = Program(plan, options.threads)
+    program = kind(plan, options.threads)
     found = {name: o for o in objects for name in o.functions}
-    for name, kernel in plan.kernels.items():
-        if name not in found or kernel.code not in found[name].source:
-            raise EffcError(f"its kernel {name} is not the one that this effc makes")
+    for kernel in _native(plan):
+        if kernel.name not in found or kernel.code not in found[kernel.name].source:
+            raise EffcError(f"its kernel {kernel.name} is not the one that this effc makes")
     runner = RUNNER.read_text()
     if plan.kernels and not any(o.source == runner for o in objects if not o.functions):
         raise EffcError("its runner is not the one that this effc makes")

@@ -4,13 +4,15 @@ which says what does not fit."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import sympy
+from typing import TYPE_CHECKING, Any
 
 from effc.ir import Graph, Number, Tensor, bind_symbols
+from effc.ir.symbols import symbolic
 
 from .sizes import compile_exprs
+
+if TYPE_CHECKING:
+    import sympy
 
 
 class Binder:
@@ -33,7 +35,7 @@ class Binder:
             for axis, size in enumerate(node.of.shape):
                 if isinstance(size, int):
                     self.fixed.append((i, axis, size))
-                elif not isinstance(size, sympy.Symbol):
+                elif not (symbolic(size) and size.is_Symbol):
                     derived.append((i, axis, size))
                 elif size in seen:
                     self.same.append((i, axis, size))

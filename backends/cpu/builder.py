@@ -23,7 +23,8 @@ from ..base import Launch
 from .aliases import alias_root, consumers
 from .memory import Ref, Root, expanded, permuted, reshaped, sliced, whole
 from .sizes import Sizes
-from .steps import Held, HostCall, KernelCall, Make, Packed, Window
+from .steps import AnyKernel, Held, HostCall, KernelCall, Make, Packed, Window
+from .tuning import Schedules
 
 VIEWS = ("reshape", "permute", "expand", "slice")
 
@@ -36,6 +37,8 @@ class Builder:
     escaping: frozenset[Op] = frozenset()  # values whose memory the caller gets to see
     kernels: bool = True  # whether any can be built here
     precision: str = "highest"  # of float32 products
+    target: Any = None  # its Lowerings
+    schedules: Schedules = field(default_factory=Schedules)  # what picks those of products
     lowered: set[Op] = field(default_factory=set)
     steps: list[KernelCall | HostCall] = field(default_factory=list)
     roots: list[Root] = field(default_factory=list)
@@ -169,11 +172,9 @@ class Builder:
 
     def repacked(self, node: Op, source: Ref) -> Ref:
         """The value of a reshape that strides cannot say: a copy in logical order."""
-        from .movers import copy_into
-
         t = node.tensor
         root = self.own(node, t.with_(shape=source.shape, layout=row_major))
-        copy_into(self, node, whole(root), source, note="packed for a reshape")
+        self.target.copy_into(self, node, whole(root), source, note="packed for a reshape")
         ref = reshaped(whole(root), t.shape)
         assert ref is not None
         self.sizes.add((ref.shape, ref.strides))
@@ -249,7 +250,7 @@ class Builder:
     # -------------------------------------------------------------- steps
 
     def kernel(
-        self, kernel: Kernel, node: Op, outs: Sequence[Ref], ins: Sequence[Ref],
+        self, kernel: AnyKernel, node: Op, outs: Sequence[Ref], ins: Sequence[Ref],
         numbers: Sequence[Dim | Kernel] = (), kind: str = "kernel", note: str = "",
     ) -> None:  # fmt: skip
         """Call one of our kernels; its pointers are outs, then ins."""

@@ -15,8 +15,9 @@ from .plan import Plan
 from .steps import HostCall
 
 
-def write_driver(plan: Plan) -> str:
+def write_driver(plan: Plan, device: str = "cpu") -> str:
     """Source of `run(inputs)`; the names it uses are those that a Frame defines."""
+    here = "x{}.is_cpu" if device == "cpu" else "x{}.is_cuda"
     read = {slot for s in plan.steps if isinstance(s, HostCall) for slot in s.reads}
     kept = read | set(plan.outputs)
     lines, local, used = ["def run(inputs):"], {}, []
@@ -28,9 +29,10 @@ def write_driver(plan: Plan) -> str:
         if slot in plan.outputs:
             local[slot] = f"x{i}"
         if not isinstance(node.of, Number):
-            lines.append(f"    if x{i}.dtype is not dtype{i} or not x{i}.is_cpu: refuse(inputs)")
+            check = f"x{i}.dtype is not dtype{i} or not {here.format(i)}"
+            lines.append(f"    if {check}: refuse(inputs)")
         if isinstance(root, Root) and root.number >= 0:
-            lines += _publish(f"x{i}", root, plan.slots + 1 + i)
+            lines += _publish(f"x{i}", root, plan.slots + 1 + i, plan.alignment)
         if slot in read:
             lines.append(f"    values[{slot}] = x{i}")
             used.append(slot)
@@ -58,20 +60,23 @@ def write_driver(plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _publish(name: str, root: Root, keep: int) -> list[str]:
+def _publish(name: str, root: Root, keep: int, alignment: int) -> list[str]:
     """Tell kernels where a tensor lies, packed first where it does not lie as they walk it."""
+    fits = f"{name}.stride() == strides{root.slot}"
+    if alignment > 1:
+        fits += f" and not {name}.data_ptr() % {alignment}"
     if not root.shape:  # strides cannot tell a negated view apart
         return [
             f"    p = values[{keep}] = pack({name}, ())",
             f"    table[{root.number}] = p.data_ptr()",
         ]
     return [
-        f"    if {name}.stride() == strides{root.slot}: table[{root.number}] = {name}.data_ptr()",
+        f"    if {fits}: table[{root.number}] = {name}.data_ptr()",
         "    else:",
         f"        p = values[{keep}] = pack({name}, strides{root.slot})",
         f"        table[{root.number}] = p.data_ptr()",
     ]
 
 
-def compile_driver(plan: Plan) -> CodeType:
-    return compile(write_driver(plan), f"<plan of {plan.graph.name}>", "exec")
+def compile_driver(plan: Plan, device: str = "cpu") -> CodeType:
+    return compile(write_driver(plan, device), f"<plan of {plan.graph.name}>", "exec")

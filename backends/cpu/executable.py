@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -69,6 +70,12 @@ class CpuBound(Bound):
         self._made = 0
         self._lock = threading.Lock()
 
+    def again(self) -> CpuBound:
+        """The same weights, with frames of its own."""
+        made = copy(self)
+        made._idle, made._made, made._lock = {}, 0, threading.Lock()
+        return made
+
     def __call__(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         try:
             if self._no_numbers:
@@ -100,8 +107,9 @@ class CpuBound(Bound):
     def _refuse(self, inputs: Sequence[Any]) -> Any:
         bind_symbols(self.plan.graph, inputs)  # says what does not fit
         for node, x in zip(self.plan.graph.inputs, inputs):
-            if isinstance(x, torch.Tensor) and not x.is_cpu:
-                raise InputError(f"input {node.key} is on {x.device}, the plan runs on the CPU")
+            if isinstance(x, torch.Tensor) and x.device.type != self.program.device:
+                here = {"cpu": "the CPU", "cuda": "a GPU"}[self.program.device]
+                raise InputError(f"input {node.key} is on {x.device}, the plan runs on {here}")
         raise InputError(f"the inputs do not fit {self.plan.graph.name}")
 
     def _make(self, key: Any, inputs: Sequence[Any]) -> Any:

@@ -9,7 +9,6 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from effc.ir import Op
@@ -18,8 +17,6 @@ from .memory import Root, packed
 from .plan import Program
 from .sizes import Numbers
 from .steps import HostCall
-
-_empty = getattr(torch._C._dynamo.guards, "_empty_strided_cpu", torch.empty_strided)
 
 
 class Frame:
@@ -36,7 +33,8 @@ class Frame:
         self.nothing = plan.slots  # the slot of None
         self.values: list[Any] = [None] * (plan.slots + 1 + len(plan.inputs))
         self.table = (ctypes.c_int64 * max(1, len(plan.numbered)))()
-        self.error = np.zeros(1, dtype=np.int64)
+        self.device = torch.device(program.device)
+        self.error = program.error_word()
         self.kept: list[Any] = []
         for slot, value in packed_constants.items():
             self.values[slot] = value
@@ -48,13 +46,11 @@ class Frame:
 
     def _names(self, refuse: Callable[[Sequence[Any]], None]) -> dict[str, Any]:
         """What the driver's text refers to."""
-        limit = self.program.threads
         names: dict[str, Any] = {
-            "values": self.values, "table": self.table, "pack": packed, "empty": _empty,
-            "addresses": ctypes.addressof(self.table), "refuse": refuse, "error": self.error,
-            "out_of_range": self._out_of_range,
-            # asked at each call: the user may change it
-            "threads": torch.get_num_threads if limit is None else lambda: limit,
+            "values": self.values, "table": self.table, "pack": self._packed,
+            "empty": self.program.empty, "addresses": ctypes.addressof(self.table),
+            "refuse": refuse, "error": self.error, "out_of_range": self._out_of_range,
+            "threads": self.program.resource,
         }  # fmt: skip
         for i, (node, root) in enumerate(zip(self.plan.graph.inputs, self.plan.inputs)):
             if isinstance(root, Root):
@@ -73,6 +69,9 @@ class Frame:
                 self.kept.append(words)
                 names[f"data{at}"] = words.ctypes.data
         return names
+
+    def _packed(self, t: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+        return packed(t, strides, self.plan.alignment)
 
     def _out_of_range(self) -> None:
         self.error[0] = 0
@@ -95,11 +94,11 @@ class Frame:
         if root.number < 0:
             return None
         table, number, want = self.table, root.number, self.numbers(root.strides)
-        values, slot = self.values, root.slot
+        values, slot, alignment = self.values, root.slot, self.plan.alignment
 
         def publish(t: torch.Tensor) -> None:
-            if t.stride() != want or not want:
-                t = values[slot] = packed(t, want)
+            if t.stride() != want or not want or t.data_ptr() % alignment:
+                t = values[slot] = packed(t, want, alignment)
             table[number] = t.data_ptr()
 
         return publish
@@ -110,18 +109,18 @@ class Frame:
         for root, value in constants.items():
             self.values[root.slot] = value
             if root.number >= 0:
-                lying = packed(value, self.numbers(root.strides))
+                lying = self._packed(value, self.numbers(root.strides))
                 self.kept.append(lying)
                 self.table[root.number] = lying.data_ptr()
         for root in self.plan.numbered:
             if root.kind == "error":
-                self.table[root.number] = self.error.ctypes.data
+                self.table[root.number] = self.error.data_ptr()
             elif root.kind == "packed":
                 self.table[root.number] = self.values[root.slot].data_ptr()
 
     def _arena(self) -> int:
         offsets, total = self.plan.arena.offsets(self.numbers)
-        self.arena = torch.empty(total + 64, dtype=torch.uint8)  # an empty tensor has no address
+        self.arena = torch.empty(total + 64, dtype=torch.uint8, device=self.device)  # never empty
         base = self.arena.data_ptr()
         at = dict(zip(self.plan.arena.roots, offsets))
         for root, offset in at.items():

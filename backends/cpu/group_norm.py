@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from effc.codegen.cpp.group_norm import Norm, group_norm
@@ -24,8 +25,11 @@ def concerns(node: Op) -> bool:
     return any(n.name == NAME for n in Region.of(node).nodes)
 
 
-def check(node: Op) -> Answer:
-    """One group_norm of what the region reads, and pointwise ops over its shape."""
+def check(node: Op, pointwise: Callable[[Op], Answer] = is_pointwise) -> Answer:
+    """One group_norm of what the region reads, and pointwise ops over its shape.
+
+    pointwise: whether the target has an expression for the op.
+    """
     region = Region.of(node)
     norms = [n for n in region.nodes if n.name == NAME]
     if len(norms) > 1:
@@ -39,7 +43,7 @@ def check(node: Op) -> Answer:
     for o in norm.operands:
         if o not in inputs:
             return no("{} before a {} runs in a kernel of its own", o.name, NAME, at=o)
-    answer = check_body(region, lambda n: _fits(n, norm))
+    answer = check_body(region, lambda n: _fits(n, norm, pointwise))
     if not answer:
         return answer
     for o in region.outputs:
@@ -48,13 +52,13 @@ def check(node: Op) -> Answer:
     return yes
 
 
-def _fits(n: Op, norm: Op) -> Answer:
+def _fits(n: Op, norm: Op, pointwise: Callable[[Op], Answer]) -> Answer:
     if n is norm:
         return yes
     pairs = zip(reversed(n.shape), reversed(norm.shape), strict=False)
     if len(n.shape) > len(norm.shape) or not all(a in (1, s) for a, s in pairs):
         return no("{} is not of the shape of the {}", n.name, NAME, at=n)
-    return is_pointwise(n)
+    return pointwise(n)
 
 
 def lower(b: Builder, node: Op) -> None:

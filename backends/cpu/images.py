@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import sympy
-
 from effc.codegen.cpp.image import image_kernel
 from effc.ir import channels_last, no, row_major, yes
 from effc.ir.rewrite import Answer
@@ -20,13 +18,13 @@ from .regions import Region
 FLOATS = ("f32", "f64", "bf16", "f16")
 
 
-def _floats(node: Any) -> Answer:
+def floats(node: Any) -> Answer:
     if node.dtype.name not in FLOATS:
         return no("{} of {}", node.name, node.dtype, at=node)
     return yes
 
 
-def _image(x: Ref) -> Ref:
+def as_image(x: Ref) -> Ref:
     """[C, H, W] as one image of a batch."""
     if len(x.shape) == 4:
         return x
@@ -41,7 +39,7 @@ def _walk(b: Builder, node: Any) -> tuple[bool, Ref, Ref, tuple[Dim, ...], tuple
     axis = -3 if last else -1
     if x.strides[axis] != 1 and x.shape[axis] != 1:
         x = packed_ref(b, node.x, x, channels_last if last else row_major)
-    given, made = _image(x), _image(out)
+    given, made = as_image(x), as_image(out)
     sizes = (*given.shape, *made.shape[2:])
     return last, out, x, sizes, (*given.strides, *made.strides)
 
@@ -49,11 +47,7 @@ def _walk(b: Builder, node: Any) -> tuple[bool, Ref, Ref, tuple[Dim, ...], tuple
 # ------------------------------------------------------------------ pooling
 
 
-def _pool_check(node: Any) -> Answer:
-    return _floats(node)
-
-
-@lowers("max_pool2d", "avg_pool2d", check=_pool_check)
+@lowers("max_pool2d", "avg_pool2d", check=floats)
 def _pool(b: Builder, node: Any) -> None:
     last, out, x, sizes, strides = _walk(b, node)
     maximum = node.name == "max_pool2d"
@@ -73,18 +67,18 @@ def _pool(b: Builder, node: Any) -> None:
 # ------------------------------------------------------------------ interpolation
 
 
-def _interpolate_check(node: Any) -> Answer:
+def interpolate_check(node: Any) -> Answer:
     if node.mode not in ("nearest", "nearest-exact", "bilinear"):
         return no("mode {!r} has no kernel", node.mode, at=node)
-    return _floats(node)
+    return floats(node)
 
 
-@lowers("interpolate", check=_interpolate_check)
+@lowers("interpolate", check=interpolate_check)
 def _interpolate(b: Builder, node: Any) -> None:
     last, out, x, sizes, strides = _walk(b, node)
     linear = node.mode == "bilinear"
     more = {
-        f"steps_{'hw'[i]}": _step(node, node.x.shape[2 + i], node.size[i], node.scales[i])
+        f"steps_{'hw'[i]}": step_of(node, node.x.shape[2 + i], node.size[i], node.scales[i])
         for i in range(2)
     }
     made = image_kernel(
@@ -96,18 +90,24 @@ def _interpolate(b: Builder, node: Any) -> None:
     b.set(node, out)
 
 
-def _step(node: Any, size: Dim, out: Dim, scale: float | None) -> Any:
+def step_of(node: Any, size: Dim, out: Dim, scale: float | None) -> Any:
     """Pixels of the source for one of the result, as torch's area_pixel_compute_scale."""
     if node.mode == "bilinear" and node.align_corners:
-        if isinstance(out, int) and out <= 1:
-            return sympy.Float(0.0)
-        below = sympy.Max(sympy.sympify(out) - 1, 1)
-        return _real((sympy.sympify(size) - 1) / below)
+        if isinstance(out, int):
+            return _quotient(size - 1, out - 1) if out > 1 else 0.0
+        import sympy
+
+        return _quotient(size - 1, sympy.Max(out - 1, 1))
     if scale is not None and scale > 0:
-        return sympy.Float(1.0 / scale)
-    return _real(sympy.sympify(size) / sympy.sympify(out))
+        return 1.0 / scale
+    return _quotient(size, out)
 
 
-def _real(value: Any) -> Any:
+def _quotient(a: Dim, b: Dim) -> Any:
     """A quotient of sizes as a float, also where it is a whole number."""
-    return sympy.Float(float(value)) if value.is_number else value + sympy.Float(0.0)
+    if isinstance(a, int) and isinstance(b, int):
+        return a / b
+    import sympy
+
+    value = sympy.sympify(a) / sympy.sympify(b)
+    return float(value) if value.is_number else value + sympy.Float(0.0)

@@ -35,19 +35,49 @@ class Lowering:
     native: bool = True
 
 
-LOWERINGS: dict[str, Lowering] = {}
+# (b, node, out, x, note="", kind="copy"): out[...] = x[...]; fill takes a number for x.
+Move = Callable[..., None]
 
 
-def lowers(
-    *ops: str, check: Callable[[Any], Answer] = _accept, native: bool = True
-) -> Callable[[Callable[[Builder, Any], None]], Callable[[Builder, Any], None]]:
-    """Register a lowering for ops by name."""
+class Lowerings:
+    """What one target does with ops, by their names.
 
-    def register(fn: Callable[[Builder, Any], None]) -> Callable[[Builder, Any], None]:
-        LOWERINGS.update(dict.fromkeys(ops, Lowering(check, fn, native)))
-        return fn
+    alignment: bytes that addresses of inputs and constants are multiples of, as kernels assume.
+    """
 
-    return register
+    def __init__(self, alignment: int = 1) -> None:
+        self.alignment = alignment
+        self.table: dict[str, Lowering] = {}
+        self.copy_into: Move = _unset  # set by the module that makes the target's copies
+        self.fill: Move = _unset
+
+    def lowers(
+        self, *ops: str, check: Callable[[Any], Answer] = _accept, native: bool = True
+    ) -> Callable[[Callable[[Builder, Any], None]], Callable[[Builder, Any], None]]:
+        """Register a lowering for ops by name."""
+
+        def register(fn: Callable[[Builder, Any], None]) -> Callable[[Builder, Any], None]:
+            self.table.update(dict.fromkeys(ops, Lowering(check, fn, native)))
+            return fn
+
+        return register
+
+    def claim(self, node: Op) -> Answer:
+        """Would a kernel or a library routine of ours take the node?"""
+        if node.view and node.name in ("reshape", "permute", "expand", "slice", "item"):
+            return yes
+        found = self.table.get(node.name)
+        if found is None:
+            return no("op {} has no kernel", getattr(node, "target", node.name), at=node)
+        return dense_elements(node) and found.check(node)
+
+
+def _unset(*_: Any, **__: Any) -> None:
+    raise NotImplementedError("the target's copies are not set")
+
+
+CPU = Lowerings()
+lowers, claim = CPU.lowers, CPU.claim
 
 
 def dense_elements(node: Op) -> Answer:
@@ -62,13 +92,3 @@ def dense_elements(node: Op) -> Answer:
             if t.format.__class__.__name__ != "Dense":
                 return no("format {} is not taken", t.format, at=node)
     return yes
-
-
-def claim(node: Op) -> Answer:
-    """Would a kernel or a library routine of ours take the node?"""
-    if node.view and node.name in ("reshape", "permute", "expand", "slice", "item"):
-        return yes
-    found = LOWERINGS.get(node.name)
-    if found is None:
-        return no("op {} has no kernel", getattr(node, "target", node.name), at=node)
-    return dense_elements(node) and found.check(node)

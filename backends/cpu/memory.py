@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import sympy
 import torch
 
 from effc.ir import DType, Op, row_major
@@ -48,7 +47,7 @@ class Root:
 
     @property
     def nbytes(self) -> Dim:
-        return dim(sympy.sympify(self.elements) * (self.dtype.bits // 8))
+        return dim(self.elements * (self.dtype.bits // 8))
 
     def use(self, step: int) -> None:
         """Keep the contents up to this step."""
@@ -189,6 +188,8 @@ def _with_ones(to: tuple[Dim, ...], strides: list[Dim]) -> tuple[Dim, ...]:
 def _plain(value: Dim) -> Dim:
     if isinstance(value, int):
         return value
+    import sympy
+
     return dim(sympy.expand(value))
 
 
@@ -200,19 +201,25 @@ def _compare(a: Dim, b: Dim) -> int | None:
     """1 where a is a multiple of b, -1 where b is one of a, for sizes; None where unknown."""
     if isinstance(a, int) and isinstance(b, int):
         return 1 if a > b else -1
+    import sympy
+
     ratio = sympy.cancel(sympy.sympify(a) / sympy.sympify(b))
     if ratio.is_integer:
         return 1
     return -1 if (1 / ratio).is_integer else None
 
 
-def packed(t: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
-    """t with these strides: itself where they differ only in dimensions of one element."""
-    if not t.is_neg() and all(
+def packed(t: torch.Tensor, strides: tuple[int, ...], alignment: int = 1) -> torch.Tensor:
+    """t with these strides, at an address that is a multiple of `alignment` bytes.
+
+    It is t itself where that is so, or where strides differ only in dimensions of one element.
+    """
+    if not t.is_neg() and not t.data_ptr() % alignment and all(
         n == 1 or a == b for n, a, b in zip(t.shape, t.stride(), strides, strict=True)
-    ):
+    ):  # fmt: skip
         return t
-    return torch.empty_strided(t.shape, strides, dtype=t.dtype).copy_(t.detach())
+    made = torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device)
+    return made.copy_(t.detach())
 
 
 def aligned(nbytes: int) -> int:

@@ -1,4 +1,8 @@
-"""Ops that move elements: copies between two ways to walk memory, gathers, and made tensors."""
+"""Ops that move elements: copies between two ways to walk memory, gathers, and made tensors.
+
+Those of `MOVES` are copies only, by the target's own `copy_into` and `fill`: they serve every
+target whose plans are built here.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from effc.ir.types import Layout
 
 from .builder import Builder
 from .host import library
-from .lowering import lowers
+from .lowering import CPU, lowers
 from .memory import Ref, flipped, sliced, whole
 from .regions import Region, broadcast
 
@@ -36,10 +40,27 @@ def copy_into(b: Builder, node: Op, out: Ref, x: Ref, note: str = "", kind: str 
     b.kernel(made.kernel, node, [out], [x], made.numbers, kind=kind, note=note)
 
 
+def fill(b: Builder, node: Op, out: Ref, value: Any) -> None:
+    """out[...] = value."""
+
+    def body(s: Statements) -> list[Any]:
+        text = s.numbers.scalar(value) if hasattr(value, "free_symbols") else None
+        if text is None:
+            return [s.let(out.dtype, literal(value, out.dtype), False)]
+        return [s.let(out.dtype, f"effc::cast<{register(out.dtype)}>({text})", False)]
+
+    nest = Nest(out.shape, (Operand(out.dtype, out.strides),)).collapsed(order_of(out))
+    made = loop_nest(nest, [], 1, body, kind="fill", comment=Region.of(node).comment(b))
+    b.kernel(made.kernel, node, [out], [], made.numbers)
+
+
+CPU.copy_into, CPU.fill = copy_into, fill
+
+
 def packed_ref(b: Builder, node: Op, x: Ref, layout: Layout) -> Ref:
     """x, copied so that its elements lie in the order of a layout."""
     root = b.new_root("arena", node, node.tensor.with_(shape=x.shape, layout=layout))
-    copy_into(b, node, whole(root), x, note=f"packed as {layout.name}")
+    b.target.copy_into(b, node, whole(root), x, note=f"packed as {layout.name}")
     return whole(root)
 
 
@@ -55,14 +76,12 @@ def order_of(ref: Ref) -> list[int]:
     return order
 
 
-@lowers("copy")
 def _copy(b: Builder, node: Any) -> None:
     (out,) = b.results(node)
-    copy_into(b, node, out, b.ref(node.x))
+    b.target.copy_into(b, node, out, b.ref(node.x))
     b.set(node, out)
 
 
-@lowers("to_layout")
 def _to_layout(b: Builder, node: Any) -> None:
     held = b.held(node.x)
     formats = {(4, channels_last): torch.channels_last, (5, channels_last): torch.channels_last_3d}
@@ -88,15 +107,15 @@ def _input_to_layout(b: Builder, node: Any, wanted: torch.memory_format) -> None
     b.set(node, root)
 
 
-@lowers("flip")
 def _flip(b: Builder, node: Any) -> None:
     (out,) = b.results(node)
     rank = len(node.shape)
-    copy_into(b, node, out, flipped(b.ref(node.x), [d % rank for d in node.dims]), kind="kernel")
+    b.target.copy_into(
+        b, node, out, flipped(b.ref(node.x), [d % rank for d in node.dims]), kind="kernel"
+    )
     b.set(node, out)
 
 
-@lowers("cat")
 def _cat(b: Builder, node: Any) -> None:
     (out,) = b.results(node)
     axis, start = node.dim % len(node.shape), 0
@@ -105,7 +124,7 @@ def _cat(b: Builder, node: Any) -> None:
         rest = [(s, t) for i, (s, t) in enumerate(zip(x.shape, node.shape)) if i != axis]
         b.must_equal(*rest)
         if size != 0:
-            copy_into(b, node, sliced(out, axis, start, size), b.ref(x), kind="kernel")
+            b.target.copy_into(b, node, sliced(out, axis, start, size), b.ref(x), kind="kernel")
         start = dim(start + size)
     b.set(node, out)
 
@@ -113,21 +132,6 @@ def _cat(b: Builder, node: Any) -> None:
 # ------------------------------------------------------------------ padding and shuffles
 
 
-def fill(b: Builder, node: Op, out: Ref, value: Any) -> None:
-    """out[...] = value."""
-
-    def body(s: Statements) -> list[Any]:
-        text = s.numbers.scalar(value) if hasattr(value, "free_symbols") else None
-        if text is None:
-            return [s.let(out.dtype, literal(value, out.dtype), False)]
-        return [s.let(out.dtype, f"effc::cast<{register(out.dtype)}>({text})", False)]
-
-    nest = Nest(out.shape, (Operand(out.dtype, out.strides),)).collapsed(order_of(out))
-    made = loop_nest(nest, [], 1, body, kind="fill", comment=Region.of(node).comment(b))
-    b.kernel(made.kernel, node, [out], [], made.numbers)
-
-
-@lowers("pad")
 def _pad(b: Builder, node: Any) -> None:
     """The border slab by slab, then the inside; negative padding crops."""
     (out,) = b.results(node)
@@ -141,9 +145,9 @@ def _pad(b: Builder, node: Any) -> None:
             x, size, after = sliced(x, axis, 0, dim(size + after)), dim(size + after), 0
         for start, width in ((0, before), (dim(before + size), after)):
             if width != 0:
-                fill(b, node, sliced(inside, axis, start, width), node.value)
+                b.target.fill(b, node, sliced(inside, axis, start, width), node.value)
         inside = sliced(inside, axis, before, size)
-    copy_into(b, node, inside, x, kind="kernel")
+    b.target.copy_into(b, node, inside, x, kind="kernel")
     b.set(node, out)
 
 
@@ -163,16 +167,23 @@ def pixels_split(x: Ref, r: int) -> Ref:
     return x.with_(shape=shape, strides=(*steps, sc, sh * r, sh, sw * r, sw))
 
 
-@lowers("pixel_shuffle", "pixel_unshuffle")
 def _pixel_shuffle(b: Builder, node: Any) -> None:
     (out,) = b.results(node)
     x, r = b.ref(node.x), node.factor
     to, source = (pixels_split, channels_split)
     if node.name == "pixel_unshuffle":
         to, source = source, to
-    copy_into(b, node, to(out, r), source(x, r), kind="kernel")
+    b.target.copy_into(b, node, to(out, r), source(x, r), kind="kernel")
     b.set(node, out)
 
+
+MOVES: dict[str, Callable[[Builder, Any], None]] = {
+    "copy": _copy, "to_layout": _to_layout, "flip": _flip, "cat": _cat, "pad": _pad,
+    "pixel_shuffle": _pixel_shuffle, "pixel_unshuffle": _pixel_shuffle,
+}  # fmt: skip
+
+for _name, _lower in MOVES.items():
+    lowers(_name)(_lower)
 
 # ------------------------------------------------------------------ gathers and made tensors
 
@@ -191,21 +202,23 @@ def _embedding(b: Builder, node: Any) -> None:
     b.set(node, out)
 
 
-def _real_value(node: Any) -> Answer:
+def real_value(node: Any) -> Answer:
     values = (node.value,) if node.name == "full" else (node.start, node.step)
     if any(isinstance(v, complex) for v in values):
         return no("a complex value", at=node)
     return yes
 
 
-@lowers("full", check=_real_value)
-def _full(b: Builder, node: Any) -> None:
+def full(b: Builder, node: Any) -> None:
     (out,) = b.results(node)
-    fill(b, node, out, node.value)
+    b.target.fill(b, node, out, node.value)
     b.set(node, out)
 
 
-@lowers("arange", check=_real_value)
+lowers("full", check=real_value)(full)
+
+
+@lowers("arange", check=real_value)
 def _arange(b: Builder, node: Any) -> None:
     (out,) = b.results(node)
     wide = "double" if node.dtype.is_float else "int64_t"
@@ -228,7 +241,7 @@ def _arange(b: Builder, node: Any) -> None:
 # ------------------------------------------------------------------ rotary embedding
 
 
-def _rope_check(node: Any) -> Answer:
+def rope_check(node: Any) -> Answer:
     last = node.x.shape[-1] if node.x.shape else 1
     if not isinstance(last, int) or node.shape[-1] != last:
         return no("rope over a last dimension of unknown or broadcast size", at=node)
@@ -237,9 +250,28 @@ def _rope_check(node: Any) -> Answer:
     return yes
 
 
-@lowers("rope", check=_rope_check)
+@lowers("rope", check=rope_check)
 def _rope(b: Builder, node: Any) -> None:
     """Two elements at a time: (x1 c1 - x2 s1, x2 c2 + x1 s2)."""
+    out, outs, refs = rope_pairs(b, node)
+
+    def body(s: Statements) -> list[Any]:
+        v = {name: s.values[name][0] for name in refs}
+        s.work += 4
+        return [
+            s.let(node.dtype, f"{v['x1']} * {v['c1']} - {v['x2']} * {v['s1']}", True),
+            s.let(node.dtype, f"{v['x2']} * {v['c2']} + {v['x1']} * {v['s2']}", True),
+        ]
+
+    operands = tuple(Operand(r.dtype, r.strides) for r in (*outs, *refs.values()))
+    nest = Nest(outs[0].shape, operands).collapsed()
+    made = loop_nest(nest, list(refs), 2, body, kind="rope", comment=Region.of(node).comment(b))
+    b.kernel(made.kernel, node, outs, list(refs.values()), made.numbers)
+    b.set(node, out)
+
+
+def rope_pairs(b: Builder, node: Any) -> tuple[Ref, tuple[Ref, Ref], dict[str, Ref]]:
+    """(result, its two halves, those of the operands by name: x1, x2, c1, c2, s1, s2)."""
     (out,) = b.results(node)
     shape, axis = node.shape, len(node.shape) - 1
     half = shape[-1] // 2
@@ -253,21 +285,10 @@ def _rope(b: Builder, node: Any) -> None:
     refs: dict[str, Ref] = {}
     for name, value in given.items():
         refs[f"{name}1"], refs[f"{name}2"] = pair(broadcast(b, b.ref(value), shape))
-    outs = pair(out)
-
-    def body(s: Statements) -> list[Any]:
-        v = {name: s.values[name][0] for name in refs}
-        s.work += 4
-        return [
-            s.let(node.dtype, f"{v['x1']} * {v['c1']} - {v['x2']} * {v['s1']}", True),
-            s.let(node.dtype, f"{v['x2']} * {v['c2']} + {v['x1']} * {v['s2']}", True),
-        ]
-
-    operands = tuple(Operand(r.dtype, r.strides) for r in (*outs, *refs.values()))
-    nest = Nest((*shape[:-1], half), operands).collapsed()
-    made = loop_nest(nest, list(refs), 2, body, kind="rope", comment=Region.of(node).comment(b))
-    b.kernel(made.kernel, node, outs, list(refs.values()), made.numbers)
-    b.set(node, out)
+    return out, pair(out), refs
 
 
-__all__ = ["channels_split", "copy_into", "fill", "packed_ref", "pixels_split"]
+__all__ = [
+    "MOVES", "channels_split", "copy_into", "fill", "full", "packed_ref", "pixels_split",
+    "real_value", "rope_check", "rope_pairs",
+]  # fmt: skip

@@ -18,17 +18,15 @@ from .memory import Ref, expanded, reshaped
 from .regions import Region, layout_order
 
 
-def _has_channels(node: Any) -> Answer:
+def has_channels(node: Any) -> Answer:
     if node.x.tensor.rank < 2:
         return no("{} without a channel dimension", node.name, at=node)
     return yes
 
 
-@lowers("batch_norm", check=_has_channels)
-def _batch_norm(b: Builder, node: Any) -> None:
-    """x * (weight / sqrt(var + eps)) + (bias - mean * that), as torch computes it."""
+def batch_norm_refs(b: Builder, node: Any) -> dict[str, Ref]:
+    """The operands by name, walked along the shape of x."""
     shape = node.shape
-    (out,) = b.results(node)
     refs: dict[str, Ref] = {"x": b.ref(node.x)}
     for name in ("mean", "var", "weight", "bias"):
         value = getattr(node, name)
@@ -36,6 +34,14 @@ def _batch_norm(b: Builder, node: Any) -> None:
             column = reshaped(b.ref(value), (shape[1], *(1,) * (len(shape) - 2)))
             assert column is not None
             refs[name] = expanded(column, shape)
+    return refs
+
+
+@lowers("batch_norm", check=has_channels)
+def _batch_norm(b: Builder, node: Any) -> None:
+    """x * (weight / sqrt(var + eps)) + (bias - mean * that), as torch computes it."""
+    (out,) = b.results(node)
+    refs = batch_norm_refs(b, node)
     work = F64 if node.dtype.name == "f64" else F32
     kind = register(work)
 
@@ -50,7 +56,7 @@ def _batch_norm(b: Builder, node: Any) -> None:
         return [s.let(work, f"{v['x']} * {scale[0]} + {shift[0]}", True)]
 
     operands = tuple(Operand(r.dtype, r.strides) for r in (out, *refs.values()))
-    nest = Nest(shape, operands).collapsed(layout_order(node.tensor))
+    nest = Nest(node.shape, operands).collapsed(layout_order(node.tensor))
     made = loop_nest(nest, list(refs), 1, body, kind="batch_norm",
                      comment=Region.of(node).comment(b))  # fmt: skip
     b.kernel(made.kernel, node, [out], list(refs.values()), made.numbers)

@@ -9,8 +9,9 @@ from functools import cached_property
 from types import CodeType
 from typing import Any
 
+import torch
+
 from effc.codegen.build import Library
-from effc.codegen.cpp.kernel import Kernel
 from effc.ir import Graph, Op
 from effc.ir.symbols import Dim
 
@@ -19,7 +20,7 @@ from .arena import Arena, layout
 from .features import CpuFeatures
 from .memory import Root
 from .sizes import Sizes
-from .steps import HostCall, KernelCall, Packed, Window
+from .steps import AnyKernel, HostCall, KernelCall, Packed, Window
 from .words import Words
 
 BIG = 1 << 16  # bytes from which a torch tensor is let go after its last use, not after the call
@@ -40,6 +41,7 @@ class Plan:
     shown_in: dict[int, Root]
     sizes: Sizes
     equal: list[tuple[Dim, Dim]]  # sizes that broadcasting takes to be equal
+    alignment: int = 1  # of addresses that kernels get, in bytes
 
     @cached_property
     def numbered(self) -> list[Root]:
@@ -61,7 +63,7 @@ class Plan:
         return [r for r in self.numbered if r.kind == "output"]
 
     @cached_property
-    def kernels(self) -> dict[str, Kernel]:
+    def kernels(self) -> dict[str, AnyKernel]:
         """Distinct kernels by name, in order of first use."""
         calls = (s for s in self.steps if isinstance(s, KernelCall))
         return {k.name: k for call in calls for k in call.kernels}
@@ -126,6 +128,7 @@ class Program:
     runner: Library | None = None
     owner: dict[str, Library] = field(default_factory=dict)  # kernel name -> its library
     cpu: CpuFeatures | None = None  # that it was planned for; None: this one, whatever it is
+    device: str = "cpu"  # type of the torch device on which it runs
     parts: list[Part] = field(default_factory=list)
 
     def add(self, part: Part) -> None:
@@ -142,6 +145,19 @@ class Program:
             "effc_run", ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64
         )
 
+    # What a frame needs of the place where the plan runs. (torch.empty_strided checks more.)
+    empty = staticmethod(
+        getattr(torch._C._dynamo.guards, "_empty_strided_cpu", torch.empty_strided)
+    )
+
+    def resource(self) -> int:
+        """What native calls get last: how many threads. Asked at each call, as it may change."""
+        return torch.get_num_threads() if self.threads is None else self.threads
+
+    def error_word(self) -> torch.Tensor:
+        """Memory in which kernels say that an index was out of range."""
+        return torch.zeros(1, dtype=torch.int64)
+
     @cached_property
     def words(self) -> dict[int, Words]:
         """Position -> the calls of the segment that begins there."""
@@ -155,8 +171,8 @@ class Program:
     def driver(self) -> CodeType:
         from .driver import compile_driver
 
-        return compile_driver(self.plan)
+        return compile_driver(self.plan, self.device)
 
-    def address(self, kernel: Kernel) -> int:
+    def address(self, kernel: AnyKernel) -> int:
         function = getattr(self.owner[kernel.name].cdll, kernel.name)
         return ctypes.cast(function, ctypes.c_void_p).value or 0

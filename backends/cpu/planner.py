@@ -10,19 +10,26 @@ from . import fused, images, library, movers, norms, pointwise, rows  # noqa: F4
 from .aliases import alias_root, escaping
 from .builder import VIEWS, Builder
 from .host import clone_call, fallback, item
-from .lowering import LOWERINGS, claim
+from .lowering import CPU, Lowerings
 from .plan import Plan
 from .prepare import prepare
 from .steps import Held
+from .tuning import Schedules
 
 
-def make_plan(graph: Graph, options: Options, without: No | None = None) -> Plan:
-    """without: why no kernel can be built here; then torch runs everything."""
-    prepared = prepare(graph, lambda n: without is None and bool(claim(n)))
+def make_plan(
+    graph: Graph, options: Options, without: No | None = None, target: Lowerings = CPU,
+    schedules: Schedules | None = None,
+) -> Plan:  # fmt: skip
+    """without: why no kernel can be built here; then torch runs everything.
+
+    schedules: what picks those of products; None: the cost model.
+    """
+    prepared = prepare(graph, lambda n: without is None and bool(target.claim(n)))
     graph = prepared.graph
     b = Builder(
         graph, prepared.names, prepared.origin, escaping(graph), without is None,
-        options.precision,
+        options.precision, target, schedules=schedules or Schedules(),
     )  # fmt: skip
     inputs = [b.add_input(i) for i in graph.inputs]
     for node in graph.nodes:
@@ -33,7 +40,7 @@ def make_plan(graph: Graph, options: Options, without: No | None = None) -> Plan
     outputs, shared = _outputs(b, captured)
     return Plan(
         graph, b.steps, b.roots, b.windows, b.constants, list(b.packed.values()), inputs,
-        outputs, shared, b.slots, b.shown_in, b.sizes, b.equal,
+        outputs, shared, b.slots, b.shown_in, b.sizes, b.equal, target.alignment,
     )  # fmt: skip
 
 
@@ -45,8 +52,8 @@ def lower(b: Builder, node: Op, without: No | None) -> None:
     if node.name in VIEWS:
         b.set_view(node)
         return
-    answer = claim(node)
-    found = LOWERINGS.get(node.name)
+    answer = b.target.claim(node)
+    found = b.target.table.get(node.name)
     if answer and found is not None:
         if not found.native or without is None:
             found.lower(b, node)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from effc.codegen.cpp import scalar
 from effc.codegen.cpp.loops import Nest, Operand
-from effc.codegen.cpp.pointwise import pointwise
+from effc.codegen.cpp.pointwise import NEVER, pointwise
 from effc.ir import Op, no
 from effc.ir.ops.pointwise import Pointwise
 from effc.ir.rewrite import Answer
 
 from .builder import Builder
+from .features import CpuFeatures, detect
 from .lowering import lowers
 from .memory import Ref
 from .regions import Region, broadcast, check_body, layout_order, same_shapes
@@ -38,16 +39,24 @@ def lower(b: Builder, node: Op) -> None:
     shape = region.outputs[0].shape
     refs = region.refs(b)
     leaves = {leaf: broadcast(b, ref, shape) for leaf, ref in refs.items()}
-    outs = in_place(b, node, region, list(leaves.values())) or b.results(node)
+    taken = in_place(b, node, region, list(leaves.values()))
+    outs = taken or b.results(node)
     operands = [Operand(r.dtype, r.strides) for r in (*outs, *leaves.values())]
     nest = Nest(shape, tuple(operands)).collapsed(layout_order(region.outputs[0].tensor))
     made = pointwise(nest, list(leaves), region.computed(), region.outputs,
-                     comment=region.comment(b))  # fmt: skip
+                     comment=region.comment(b), far=NEVER if taken else past_caches())  # fmt: skip
     b.kernel(made.kernel, node, outs, list(leaves.values()), made.numbers)
     if isinstance(node.type, tuple):
         b.set_results(node, outs)
     else:
         b.set(node, outs[0])
+
+
+def past_caches() -> int:
+    """Bytes of a result from which on it is written past the caches: half of the last one. Whoever
+    reads so large a result finds its beginning gone, as operands took part of the cache too."""
+    cpu = detect()
+    return (cpu.l3 if isinstance(cpu, CpuFeatures) else 8 << 20) // 2
 
 
 def in_place(b: Builder, node: Op, region: Region, refs: list[Ref]) -> list[Ref] | None:

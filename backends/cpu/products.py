@@ -1,9 +1,10 @@
 """Matrix products and convolutions in our own kernels, with what follows computed on the sums.
 
 Taken: float32 `attention`, `linear` and `matmul` with a matrix; and `conv2d` in channels-last
-memory with a constant weight, of one group or depthwise. 3x3 convolutions of stride 1 go through
-Winograd's transform where the cost model says that pays; its interpolation points keep the error
-that of a plain sum (core/winograd.cpp). Everything else is a library routine (library.py).
+memory with a constant weight, of one group or depthwise. 3x3 convolutions of stride 1 may go
+through Winograd's transform; its interpolation points keep the error that of a plain sum
+(core/winograd.cpp). A measurement or the cost model below says whether that pays, and in which
+schedule (tuning.py). Everything else is a library routine (library.py).
 
 On a CPU with AMX, `attention`, and `linear` and `conv2d` of one group with a constant weight go to
 its tiles where bf16 products are allowed: operands are bf16 themselves, or the precision of float32
@@ -12,6 +13,7 @@ products is below `highest` (core/convolution_bf16.cpp, core/attention_bf16.cpp)
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,9 +37,10 @@ from .features import CpuFeatures, detect
 from .memory import Ref, permuted, whole
 from .movers import copy_into
 from .regions import broadcast, layout_order
+from .tuning import Problem, Schedule
 
 BLOCK = 96  # rows of a block: whole tiles of every instruction set
-FEW_CHANNELS = 8  # fewer do not fill a run of products: pixels are gathered first
+FEW_CHANNELS = 8  # fewer hardly fill a run of products: pixels may be gathered first
 POINTS, OUT = 36, 4  # of Winograd's F(4x4, 3x3)
 
 
@@ -201,16 +204,11 @@ def _convolution(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | 
     if node.groups != 1:
         w = b.derived_ref(constant, "taps", depthwise_taps, tall * broad * results)
         return Product(core("depthwise"), (x, w), (*sizes, *window))
-    if winograd_pays(node):
-        count = POINTS * channels * up(results, tile().width)
-        w = b.derived_ref(constant, "points", at_points, count, tile())
-        return Product(core("winograd"), (x, w), (*sizes, *node.padding, winograd_run(node)),
-                       "Winograd F(4x4, 3x3)")  # fmt: skip
-    count = tall * broad * channels * up(results, tile().width)
-    w = b.derived_ref(constant, "panels", convolution_panels, count, tile())
-    chunk = up(min(results, 128), tile().panel)
-    gather = int(channels < FEW_CHANNELS)
-    return Product(core("convolution"), (x, w), (*sizes, *window, BLOCK, chunk, gather))
+    taken, note = b.schedules.pick(*_schedules(node, x, sizes, window))
+    what, pack = PACKING[taken.core.name]
+    _, (_, count) = taken.reads
+    w = b.derived_ref(constant, what, pack, count, tile())
+    return Product(taken.core, (x, w), taken.numbers, note)
 
 
 def _image(node: Any, x: Ref) -> tuple[tuple[Dim, ...], tuple[Dim, ...]]:
@@ -433,48 +431,112 @@ def at_points(w: torch.Tensor) -> torch.Tensor:
     return torch.cat([panels(point) for point in made])
 
 
-# ------------------------------------------------------------------ what pays
+PACKING = {
+    "effc_convolution": ("panels", convolution_panels), "effc_winograd": ("points", at_points),
+}  # fmt: skip
 
 
-def winograd_pays(node: Any) -> bool:
-    """3x3, stride 1, and the transforms and the larger weights cost less than the products saved.
+# ------------------------------------------------------------------ schedules
 
-    Counted in products of vectors, which the inner loops issue at the same rate; a weight that does
-    not stay in the cache is charged its way from memory.
-    """
+
+def _schedules(
+    node: Any, x: Ref, sizes: tuple[Dim, ...], window: tuple[Dim, ...]
+) -> tuple[Problem, list[Schedule]]:
+    """The convolution as a problem, and every way to compute it; the first is always there."""
+    batch, height, width, channels, results, high, wide, *steps = sizes
+    tall, broad = node.w.tensor.shape[2:]
+    taps = tall * broad
+    problem = Problem(
+        f"conv2d {node.tensor.dtype} of {batch}x{channels}x{height}x{width} in steps of {steps} "
+        f"with {results}x{tall}x{broad}, stride {node.stride}, padding {node.padding}, "
+        f"dilation {node.dilation}",
+        batch * high * wide, results, node.tensor.dtype,
+    )  # fmt: skip
+    seen = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.strides, strict=True))
+    packed = channels * up(results, tile().width)
+    chunk = up(min(results, 128), tile().panel)
+    reads = (x.dtype, seen), (x.dtype, taps * packed)
+    cost = direct_cost(node)
+    found = []
+    for gather in (0, 1) if taps > 1 and channels < FEW_CHANNELS else (0,):
+        suits = gather == (2 * channels <= broad)  # measured: 1 to 7 channels, 3x3 to 7x7
+        found.append(
+            Schedule(
+                "direct", core("convolution"), (*sizes, *window, BLOCK, chunk, gather),
+                cost * (1 if suits else 1.1), reads, "over gathered pixels" if gather else "",
+            )
+        )  # fmt: skip
+    one = all(s == 1 for s in (*node.stride, *node.dilation))
+    if (tall, broad) == (3, 3) and one and channels >= 8 and results >= 8:
+        reads = (x.dtype, seen), (x.dtype, POINTS * packed)
+        for run in runs(node):
+            found.append(
+                Schedule(
+                    "Winograd F(4x4, 3x3)", core("winograd"), (*sizes, *node.padding, run),
+                    winograd_cost(node, run), reads, f"in runs of {run}",
+                )
+            )  # fmt: skip
+    return problem, found
+
+
+RUNS = (2, 3, 4, 6, 8, 12, 16)  # times the rows of a register tile
+
+
+def runs(node: Any) -> list[int]:
+    """How many tiles Winograd's transform may take at once; none more than there are."""
+    rows = tile().rows
+    most = up(max(1, _tiles(node)), rows)
+    return sorted({min(n * rows, most) for n in RUNS})
+
+
+def direct_cost(node: Any) -> float:
+    """Products of the plain sum and the way of its weights, counted in products of vectors, which
+    the inner loops issue at the same rate."""
     results, channels, tall, broad = node.w.tensor.shape
-    if (tall, broad) != (3, 3) or any(s != 1 for s in (*node.stride, *node.dilation)):
-        return False
-    if channels < 8 or results < 8:
-        return False
     batch, _, high, wide = (_guess(n) for n in node.tensor.shape)
-    tiles = batch * -(-high // OUT) * -(-wide // OUT)
-    plain = 9 * channels * results * batch * high * wide + 9 * channels * results * AWAY
-    ours = tiles * (POINTS * channels * results + TRANSFORM * (channels + results))
-    passes = -(-tiles // winograd_run(node))
-    large = POINTS * channels * results * 4 > _l2()
-    ours += POINTS * channels * results * (AWAY + (passes * NEAR if large else 0))
-    return ours < plain
+    return tall * broad * channels * results * (batch * high * wide + _away())
 
 
-AWAY = 16  # products in the time a number takes from memory
-NEAR = 3  # the same from the third-level cache
+def winograd_cost(node: Any, run: int) -> float:
+    """The same of Winograd's transforms and products over runs of so many tiles.
+
+    Weights are read once a run. Measured with 6 to 192 tiles and 8 to 1280 channels: weights that a
+    share of the third-level cache holds cost little, others their way from memory each time; what a
+    run holds between its steps costs the more the less of it the second-level cache holds.
+    """
+    results, channels, _, _ = node.w.tensor.shape
+    tiles, weights = _tiles(node), POINTS * channels * results
+    held = POINTS * (channels + results) + OUT * OUT * results  # a tile, between the steps
+    again = _away() if 4 * weights > _l3() // SHARE else NEAR if 4 * weights > _l2() else 0
+    spilt = NEAR * held * math.log2(max(1.0, 4 * held * run / (0.6 * _l2())))
+    work = tiles * (weights + TRANSFORM * (channels + results) + spilt)
+    return work + weights * (_away() + (-(-tiles // run) - 1) * again)
+
+
+NEAR = 1  # products in the time a number takes from the third-level cache
+SHARE = 4  # of the third-level cache, what a core may count on: others use it, or it is not ours
 TRANSFORM = 350  # operations a channel and tile, with their loads and stores
 
 
-def winograd_run(node: Any) -> int:
-    """Tiles of a run: the transforms of a run stay in the second-level cache."""
-    results, channels, _, _ = node.w.tensor.shape
-    rows = tile().rows
-    each = 4 * (POINTS * (channels + results) + OUT * OUT * results)
-    fits = int(_l2() * 0.6) // each // rows
-    least = 4 if POINTS * channels * results * 4 > _l2() else 2  # weights are read once a run
-    return max(least, min(fits, 8)) * rows
+def _away() -> int:
+    """Products in the time a number takes from memory: more the wider the vectors are. Twice what a
+    quiet machine took, because threads and neighbours share its bandwidth."""
+    return tile().width * 3 // 2
+
+
+def _tiles(node: Any) -> int:
+    batch, _, high, wide = (_guess(n) for n in node.tensor.shape)
+    return batch * -(-high // OUT) * -(-wide // OUT)
 
 
 def _l2() -> int:
     cpu = detect()
     return cpu.l2 if isinstance(cpu, CpuFeatures) else 512 << 10
+
+
+def _l3() -> int:
+    cpu = detect()
+    return cpu.l3 if isinstance(cpu, CpuFeatures) else 8 << 20
 
 
 def _guess(size: Dim) -> int:

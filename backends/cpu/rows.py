@@ -18,7 +18,7 @@ from effc.ir.symbols import Dim
 from .builder import Builder
 from .lowering import lowers
 from .memory import Ref
-from .pointwise import is_pointwise
+from .pointwise import is_pointwise, past_caches
 from .regions import Region, broadcast, check_body, layout_order
 
 REDUCTIONS = ("sum", "mean", "prod", "amax", "amin", "any", "all")
@@ -79,9 +79,10 @@ def concerns(node: Op) -> bool:
     return any(n.name in ROW_OPS for n in Region.of(node).nodes)
 
 
-def check(node: Op) -> Answer:
+def check(node: Op, pointwise: Callable[[Op], Answer] = is_pointwise) -> Answer:
+    """pointwise: whether the target has an expression for the op."""
     region = Region.of(node)
-    answer = check_body(region, lambda n: is_row_op(n) if n.name in ROW_OPS else is_pointwise(n))
+    answer = check_body(region, lambda n: is_row_op(n) if n.name in ROW_OPS else pointwise(n))
     if not answer:
         return answer
     along = [n for n in region.nodes if n.name in ROW_OPS]
@@ -108,7 +109,11 @@ def _drops_dims(node: Any) -> bool:
     return isinstance(node, Reduction) and not node.keepdim
 
 
-def lower(b: Builder, node: Op) -> None:
+Emit = Callable[[Any, Any], Any]  # (program, node): adds the statements of one node
+
+
+def lower_region(b: Builder, node: Op, emit: Emit, call: Callable[..., None]) -> None:
+    """What targets share: memory of the region seen along its rows, for one `call`."""
     region = Region.of(node)
     space = space_of(next(n for n in region.nodes if n.name in ROW_OPS))
     refs = region.refs(b)
@@ -116,7 +121,7 @@ def lower(b: Builder, node: Op) -> None:
     outs = b.results(node)
     shown = [_over(out, o, space) for out, o in zip(outs, region.outputs, strict=True)]
 
-    def body(p: Program) -> Sequence[Value]:
+    def body(p: Any) -> Sequence[Any]:
         for n in region.computed():
             emit(p, n)
         return [p.nodes[o] for o in region.outputs]
@@ -128,6 +133,10 @@ def lower(b: Builder, node: Op) -> None:
         b.set_results(node, outs)
     else:
         b.set(node, outs[0])
+
+
+def lower(b: Builder, node: Op) -> None:
+    lower_region(b, node, emit, call)
 
 
 def _main(region: Region) -> Op:
@@ -147,13 +156,13 @@ def _over(out: Ref, node: Op, space: Space) -> Ref:
 
 def call(
     b: Builder, node: Op, space: Space, shown: Sequence[Ref], outs: Sequence[Ref],
-    leaves: list[tuple[Any, bool]], refs: Sequence[Ref], order: Sequence[int],
+    leaves: Sequence[tuple[Any, bool]], refs: Sequence[Ref], order: Sequence[int],
     body: Callable[[Program], Sequence[Value]], comment: list[str],
 ) -> None:  # fmt: skip
     """Make the row kernel over `space` and call it."""
     operands = tuple(Operand(r.dtype, r.strides) for r in (*shown, *refs))
     made = row_kernel(Nest(space.shape, operands), leaves, len(outs), space.reduced, order, body,
-                      comment=comment)  # fmt: skip
+                      comment=comment, far=past_caches())  # fmt: skip
     b.kernel(made.kernel, node, outs, refs, made.numbers)
 
 
@@ -190,11 +199,11 @@ def _reduced(p: Program, node: Any, x: Value) -> Value:
 
 def _softmax(p: Program, x: Value, work: Any, log: bool) -> Value:
     top = p.reduce("amax", x, work)
-    shifted = p.let(work, "{0} - {1}", x, top)
-    power = p.let(work, "effc::exp({0})", shifted, work=12)
+    below = p.let(work, "{1} - {0}", x, top)
+    power = p.let(work, "effc::detail::exp_minus({0})", below, work=12)
     total = p.reduce("sum", power, work)
     if log:
-        return p.let(work, "{0} - {1}", shifted, p.let(work, "effc::log({0})", total))
+        return p.let(work, "-{0} - {1}", below, p.let(work, "effc::log({0})", total))
     return p.let(work, "{0} * {1}", power, p.let(work, f"{register(work)}(1) / {{0}}", total))
 
 

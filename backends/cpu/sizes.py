@@ -10,13 +10,15 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import sympy
 
 from effc.ir import evaluate
-from effc.ir.symbols import dim_text
+from effc.ir.symbols import dim_text, symbolic
+
+if TYPE_CHECKING:
+    import sympy
 
 
 def _exact(value: float) -> int | float:
@@ -43,7 +45,7 @@ class Sizes:
 
     def add(self, value: Any) -> Any:
         """Note every expression in a nesting of tuples, lists and nodes; returns the value."""
-        if isinstance(value, sympy.Basic):
+        if symbolic(value):
             if value not in self.index:
                 self.index[value] = len(self.index)
                 self._compiled = None
@@ -103,7 +105,7 @@ class Numbers:
         return np.array([v if isinstance(v, int) else 0 for v in self.values], dtype=np.int64)
 
     def __call__(self, value: Any) -> Any:
-        if isinstance(value, sympy.Basic):
+        if symbolic(value):
             at = self.index.get(value)
             return evaluate(value, self.env) if at is None else self.values[at]
         if isinstance(value, (tuple, list)):
@@ -115,7 +117,7 @@ def has_symbols(value: Any) -> bool:
     """True if a nesting of tuples and lists holds an expression."""
     if isinstance(value, (tuple, list)):
         return any(map(has_symbols, value))
-    return isinstance(value, sympy.Basic)
+    return symbolic(value)
 
 
 __all__ = ["Numbers", "Sizes", "compile_exprs", "has_symbols"]

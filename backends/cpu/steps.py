@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from effc.codegen.cpp.kernel import Kernel
 from effc.ir import Op
@@ -16,17 +16,27 @@ from .memory import Ref, Root
 Make = Callable[[Any], Callable[[], None]]  # frame -> a step of a call
 
 
+class AnyKernel(Protocol):
+    """A kernel of any language: plans name it, reports show it, a target builds it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
+
+
 @dataclass(eq=False)
 class KernelCall:
     """One kernel on pointers into roots, with sizes, strides and scalars as integers."""
 
-    kernel: Kernel
+    kernel: AnyKernel
     refs: tuple[Ref, ...]
     numbers: tuple[Dim | Kernel, ...]  # a kernel stands for its address
     launch: Launch
 
     @property
-    def kernels(self) -> tuple[Kernel, ...]:
+    def kernels(self) -> tuple[AnyKernel, ...]:
         return (self.kernel, *(n for n in self.numbers if isinstance(n, Kernel)))
 
 

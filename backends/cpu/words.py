@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import sympy
 
 from effc.codegen.cpp.kernel import Kernel
+from effc.ir.symbols import symbolic
 
 from .sizes import Numbers, Sizes
 from .steps import KernelCall
@@ -42,7 +42,10 @@ class Words:
         self._factors = np.array(self.factors, dtype=np.int64)
 
     def _add(self, value: Any, factor: int, sizes: Sizes) -> None:
-        if not isinstance(value, sympy.Basic):
+        if isinstance(value, float):
+            self.template.append(_bits(value))
+            return
+        if not symbolic(value):
             self.template.append(value * factor)
             return
         if not value.is_integer:
@@ -59,5 +62,10 @@ class Words:
         if len(self._places):
             data[self._places] = numbers.integers[self._indices] * self._factors
         for place, value in self.reals:
-            data[place] = struct.unpack("q", struct.pack("d", numbers(value)))[0]
+            data[place] = _bits(numbers(value))
         return data
+
+
+def _bits(value: float) -> int:
+    """A float as the word that carries it."""
+    return struct.unpack("q", struct.pack("d", value))[0]

@@ -36,6 +36,7 @@
 // In this order: each needs the ones before it.
 // clang-format off
 #include "effc_types.h"
+#include "effc_blocks.h"
 #include "effc_math.h"
 #include "effc_libm.h"
 #include "effc_ops.h"

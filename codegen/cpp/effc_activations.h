@@ -25,18 +25,22 @@ template <class T>
 EFFC_INLINE T hardswish(T x) { return x * clamp(x + T(3), T(0), T(6)) / T(6); }
 
 template <class T>
-EFFC_INLINE T silu(T x) { return x / (T(1) + detail::exp_unit(-x)); }
+EFFC_INLINE T silu(T x) { return x / (T(1) + detail::exp_minus(x)); }
 
 template <class T>
 EFFC_INLINE T gelu(T x) {  // x/2 (1 + erf(x / sqrt 2))
-  return x * T(0.5) * (T(1) + erf(x * T(0.70710678118654752440)));
+  if constexpr (std::is_same_v<T, float>) {
+    return detail::gelu(x);
+  } else {
+    return x * T(0.5) * (T(1) + erf(x * T(0.70710678118654752440)));
+  }
 }
 
 template <class T>
 EFFC_INLINE T gelu_tanh(T x) {
   // 1 + tanh(u) = 2 sigmoid(2u): one exp, and no cancellation for negative x
   const T u = x * (T(1.5957691216057307) + T(0.071354816272600249) * x * x);
-  return x / (T(1) + detail::exp_unit(-u));
+  return x / (T(1) + detail::exp_minus(u));
 }
 
 template <class T>

@@ -15,10 +15,6 @@ constexpr bool is_float = std::is_floating_point_v<T>;
 template <class T>
 using Wrap = std::conditional_t<sizeof(T) <= 4, uint32_t, uint64_t>;
 
-// exp where nothing below FLT_MIN matters: the sigmoid family divides by 1 + it.
-EFFC_INLINE float exp_unit(float x) { return exp_normal(x); }
-EFFC_INLINE double exp_unit(double x) { return ::exp(x); }
-
 }  // namespace detail
 
 // -- arithmetic; integers wrap around, bool is the boolean ring torch makes of it ------------------
@@ -104,7 +100,9 @@ EFFC_INLINE T lerp(T a, T b, T w) {
 template <class T>
 EFFC_INLINE T maximum(T a, T b) {
   if constexpr (detail::is_float<T>) {
-    return ((a > b) | (a != a)) ? a : b;  // a NaN in b fails both tests and is returned
+    if (__builtin_constant_p(b) && b == b) return detail::at_least(b, a);
+    const T larger = a > b ? a : b;  // b where one is a NaN
+    return a != a ? a : larger;
   } else {
     return a > b ? a : b;
   }
@@ -113,7 +111,9 @@ EFFC_INLINE T maximum(T a, T b) {
 template <class T>
 EFFC_INLINE T minimum(T a, T b) {
   if constexpr (detail::is_float<T>) {
-    return ((a < b) | (a != a)) ? a : b;
+    if (__builtin_constant_p(b) && b == b) return detail::at_most(b, a);
+    const T smaller = a < b ? a : b;
+    return a != a ? a : smaller;
   } else {
     return a < b ? a : b;
   }
@@ -261,6 +261,7 @@ EFFC_INLINE T bitwise_right_shift(T a, T b) {
 
 // -- reductions: `#pragma omp simd reduction(effc::amax : m)` keeps a NaN, which `max` does not -----
 
+#ifndef __CUDACC__
 #define EFFC_REDUCTION(T)                                                             \
   _Pragma(EFFC_TEXT(omp declare reduction(amax : T : omp_out = maximum(omp_out, omp_in)) \
                         initializer(omp_priv = -std::numeric_limits<T>::infinity()))) \
@@ -273,5 +274,6 @@ EFFC_REDUCTION(double)
 
 #undef EFFC_REDUCTION
 #undef EFFC_TEXT
+#endif
 
 }  // namespace effc

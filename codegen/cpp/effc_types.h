@@ -11,6 +11,8 @@ EFFC_INLINE To bit_cast(From from) {
   return to;
 }
 
+// A target with instructions for these has defined them before.
+#ifndef EFFC_CONVERSIONS
 namespace detail {
 
 EFFC_INLINE uint16_t float_to_bf16(float x) {
@@ -50,6 +52,7 @@ EFFC_INLINE uint16_t float_to_half(float x) {
 }
 
 }  // namespace detail
+#endif
 
 // `y[i] = x` with a float on the right goes through operator=, not through a temporary: g++ gives a
 // temporary struct inside an `omp simd` loop an array of its own and then does not vectorise.
@@ -117,28 +120,6 @@ EFFC_INLINE void store(T* p, V v) {
   } else {
     *p = cast<T>(v);
   }
-}
-
-// Whole rows of half, for a kernel that converts into a float buffer first. With F16C the processor
-// does eight at a time, about four times as fast as the loop g++ makes of half_to_float.
-EFFC_INLINE void load_row(const half* p, float* to, int64_t n) {
-  int64_t i = 0;
-#if defined(__F16C__)
-  for (; i + 8 <= n; i += 8) {
-    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + i))));
-  }
-#endif
-  for (; i < n; ++i) to[i] = detail::half_to_float(p[i].bits);
-}
-
-EFFC_INLINE void store_row(half* p, const float* from, int64_t n) {
-  int64_t i = 0;
-#if defined(__F16C__)
-  for (; i + 8 <= n; i += 8) {
-    _mm_storeu_si128((__m128i*)(p + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), 0));
-  }
-#endif
-  for (; i < n; ++i) p[i].bits = detail::float_to_half(from[i]);
 }
 
 // The value `x` has after a trip through memory of type T: rounding between ops, as eager torch does.

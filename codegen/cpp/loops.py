@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import sympy
+from typing import TYPE_CHECKING
 
 from effc.ir import DType
 from effc.ir.symbols import Dim, dim
+
+if TYPE_CHECKING:
+    import sympy
 
 Strides = tuple[Dim, ...]
 
@@ -82,15 +84,23 @@ class Nest:
         return Nest(((1,) * more) + self.sizes, operands)
 
 
+def in_floats(operand: Operand, axis: int) -> bool:
+    """Whether a row of it is converted to float, or results from it, as a whole: 16-bit floats that
+    lie together along the axis."""
+    return operand.dtype.is_float and operand.dtype.bits == 16 and operand.kind(axis) == 1
+
+
 def same(a: Dim, b: Dim) -> bool:
     """Known to be equal."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
+    import sympy
+
     return a == b or sympy.expand(sympy.sympify(a) - b) == 0
 
 
 def times(a: Dim, b: Dim) -> Dim:
-    return a * b if isinstance(a, int) and isinstance(b, int) else dim(sympy.sympify(a) * b)
+    return a * b if isinstance(a, int) and isinstance(b, int) else dim(a * b)
 
 
 class Numbers:

@@ -10,11 +10,14 @@ from effc.ir import Op
 from effc.ir.symbols import Dim
 
 from .kernel import Kernel, kernel
-from .loops import Nest, Numbers, step
+from .loops import Nest, Numbers, in_floats, step
+from .program import F32
 from .region import Statements, store
-from .scalar import storage
+from .scalar import cost, storage
 
 SHARE = 40_000  # work in units of scalar.cost that is worth a thread: about 10 us
+NEVER = 1 << 62  # bytes no result has
+LIGHT = 5  # work for each operand up to which a kernel waits for memory
 
 
 @dataclass(frozen=True)
@@ -27,19 +30,24 @@ class Made:
 
 def pointwise(
     nest: Nest, leaves: Sequence[Op], nodes: Iterable[Op], outputs: Sequence[Op], *,
-    kind: str = "pointwise", comment: Iterable[str] = (),
+    kind: str = "pointwise", comment: Iterable[str] = (), far: int = NEVER,
 ) -> Made:  # fmt: skip
     """outputs = nodes(leaves), element by element.
 
     The nest's operands are those of the outputs, then of the leaves; it has at least one dimension.
+    far: bytes of a result from which on it is written past the caches, by a kernel that would wait
+    for memory otherwise.
     """
+    nodes = list(nodes)
+    if sum(map(cost, nodes)) > LIGHT * len(nest.operands):
+        far = NEVER
 
     def body(s: Statements) -> list[Any]:
         for node in nodes:
             s.add(node)
         return [s.values[o] for o in outputs]
 
-    return loop_nest(nest, leaves, len(outputs), body, kind=kind, comment=comment)
+    return loop_nest(nest, leaves, len(outputs), body, kind=kind, comment=comment, far=far)
 
 
 def transpose(nest: Nest, *, comment: Iterable[str] = ()) -> Made | None:
@@ -74,7 +82,7 @@ def transpose(nest: Nest, *, comment: Iterable[str] = ()) -> Made | None:
 
 def loop_nest(
     nest: Nest, leaves: Sequence[Any], outs: int, body: Callable[[Statements], list[Any]], *,
-    kind: str, comment: Iterable[str] = (),
+    kind: str, comment: Iterable[str] = (), far: int = NEVER,
 ) -> Made:  # fmt: skip
     """A nest whose statements `body` makes, once every leaf is loaded; it gives what to store."""
     nest = nest.at_least(1)
@@ -83,22 +91,28 @@ def loop_nest(
     sizes = [numbers.add(("size", axis), nest.sizes[axis]) for axis in range(nest.rank)]
     names = [f"y{i}" for i in range(outs)] + [f"x{i}" for i in range(len(leaves))]
     suffix = "r" if last else ""
-    operands, places = [], []
+    whole_rows = kind == "copy" and _in_order(nest)
+    operands, places, types = [], [], []
     for i, (name, operand) in enumerate(zip(names, nest.operands, strict=True)):
         strides = [numbers.stride(i, axis, nest) for axis in range(nest.rank)]
         row = "".join(step(f"i{axis}", s) for axis, s in enumerate(strides[:-1]))
         const = "" if i < outs else "const "
         text = f"{const}{storage(operand.dtype)}"
-        operands.append({"name": name, "qualified": text, "row": row})
-        places.append(f"{name}{suffix}{step('j', strides[-1])}")
+        result = i < outs and far != NEVER and operand.dtype == F32 and operand.kind(last) == 1
+        blocked = not whole_rows and (in_floats(operand, last) or result)
+        operands.append({"name": name, "qualified": text, "row": row, "at": name + suffix,
+                         "blocked": blocked})  # fmt: skip
+        block = f"{name}{'b' if i < outs else 'h'} + k"
+        places.append(block if blocked else f"{name}{suffix}{step('j', strides[-1])}")
+        types.append(F32 if blocked else operand.dtype)
     statements = Statements(numbers)
-    for leaf, operand, place in zip(leaves, nest.operands[outs:], places[outs:], strict=True):
-        statements.load(leaf, operand.dtype, place, operand.kind(last) != 0)
+    for i, leaf in enumerate(leaves, outs):
+        operand = nest.operands[i]
+        statements.load(leaf, operand.dtype, places[i], operand.kind(last) != 0)
     results = body(statements)
-    stores = [
-        store(place, operand.dtype, value)
-        for place, operand, value in zip(places, nest.operands[:outs], results, strict=False)
-    ]
+    stores = [store(places[i], types[i], value) for i, value in enumerate(results)]
+    blocks = [o for o in operands if o["blocked"]]
+    far_text = numbers.add("far", far) if blocks else ""
     total = sizes[0]
     for size in sizes[1:]:
         total = f"{total} * {size}"
@@ -108,7 +122,7 @@ def loop_nest(
         outer=[{"index": f"i{a}", "size": sizes[a]} for a in range(last)],
         grain=max(1024, SHARE // (statements.work + len(names))),
         hoisted=statements.hoisted, body=[*statements.body, *stores],
-        whole_rows=kind == "copy" and _in_order(nest),
+        whole_rows=whole_rows, blocked=blocks, far=far_text,
     )  # fmt: skip
     return Made(made, tuple(numbers.values))
 
@@ -119,4 +133,4 @@ def _in_order(nest: Nest) -> bool:
     return out.dtype == x.dtype and out.kinds[-1] == x.kinds[-1] == 1
 
 
-__all__ = ["SHARE", "Made", "loop_nest", "pointwise", "transpose"]
+__all__ = ["NEVER", "SHARE", "Made", "loop_nest", "pointwise", "transpose"]

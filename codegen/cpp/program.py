@@ -1,6 +1,7 @@
 """Programs over rows: values that are one an element or one a row, and what they need.
 
 The text of a value has {0}, {1} ... for its arguments; `rows.py` decides where each is computed.
+The texts are C++; another language says `express` and `convert` its own way.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Any
 from effc.ir import DType, Op
 from effc.ir.types import DTYPES
 
-from .loops import Numbers
 from .scalar import cost, express, register
 
 F32, F64 = DTYPES["f32"], DTYPES["f64"]
@@ -36,12 +36,12 @@ class Value:
 class Program:
     """Statements over rows, in order."""
 
-    numbers: Numbers
+    numbers: Any
     values: list[Value] = field(default_factory=list)
     nodes: dict[Any, Value] = field(default_factory=dict)  # by node, or by another name
 
     def leaf(self, dtype: DType, text: str, full: bool) -> Value:
-        return self._add(Value("leaf", dtype, f"effc::load({text})", full=full, work=1))
+        return self._add(Value("leaf", dtype, text, full=full))
 
     def let(self, dtype: DType, text: str, *args: Value, work: int = 1) -> Value:
         full, level = any(a.full for a in args), max((a.level for a in args), default=0)
@@ -60,7 +60,7 @@ class Program:
             (f"\0{next(marks)}\0", self.nodes[a].dtype) if isinstance(a, Op) else a
             for a in node.values
         ]
-        text = express(node, args, self.numbers.scalar)
+        text = self.express(node, args)
         parts = text.replace("{", "{{").replace("}", "}}").split("\0")
         text = "".join(f"{{{p}}}" if i % 2 else p for i, p in enumerate(parts))
         self.nodes[node] = self.let(node.dtype, text, *given, work=cost(node))
@@ -70,7 +70,14 @@ class Program:
         """x as another element type, where that changes what is computed."""
         if register(x.dtype) == register(dtype):
             return x
-        return self.let(dtype, f"effc::cast<{register(dtype)}>({{0}})", x)
+        return self.let(dtype, self.convert("{0}", x.dtype, dtype), x)
+
+    def express(self, node: Any, args: list[Any]) -> str:
+        """A pointwise op's expression."""
+        return express(node, args, self.numbers.scalar)
+
+    def convert(self, text: str, source: DType, to: DType) -> str:
+        return f"effc::cast<{register(to)}>({text})"
 
     def _add(self, value: Value) -> Value:
         value.name = f"v{len(self.values)}"

@@ -18,15 +18,17 @@ from typing import Any
 from effc.ir import DType
 
 from .kernel import kernel
-from .loops import Nest, Numbers, step
-from .pointwise import SHARE, Made
-from .program import Program, Value
+from .loops import Nest, Numbers, in_floats, step
+from .pointwise import NEVER, SHARE, Made
+from .program import F32, Program, Value
 from .region import store
 from .scalar import literal, register, storage
 
 LANES = 64  # rows of a block in the columns layout
 CHEAP = 3  # work up to which an element is computed again instead of kept
-WIDE = 4  # work of a pass up to which one vector of partial sums would wait for itself
+WIDE = 20  # work of a pass up to which its loop is written out for several vectors
+LINE = 64  # bytes
+AHEAD = 16384  # elements of a row up to which the next one is fetched: it stays in a near cache
 
 
 Body = Callable[[Program], Sequence[Value]]
@@ -35,41 +37,43 @@ Body = Callable[[Program], Sequence[Value]]
 def row_kernel(
     nest: Nest, leaves: Sequence[tuple[Any, bool]], outs: int, reduced: Sequence[int],
     order: Sequence[int], body: Body, *, kind: str = "rows", comment: Iterable[str] = (),
+    far: int = NEVER,
 ) -> Made:  # fmt: skip
     """Kernel of a program over `nest`.
 
     leaves: each with whether it has a value for every element, or one a row. reduced: dimensions of
     a row's elements. order: all dimensions, outermost in memory first. The nest's operands are
     outputs, then leaves; body(program) uses program.nodes[leaf] and gives the values to store. An
-    output that is one a row has stride 0 in the reduced dimensions.
+    output that is one a row has stride 0 in the reduced dimensions. far: bytes of a result from
+    which on it is written past the caches.
     """
     kept = [a for a in order if a not in reduced]
     outer = nest.collapsed(kept).at_least(1)
     inner = nest.collapsed([a for a in order if a in reduced]).at_least(1)
-    return _Writer(outer, inner, list(leaves), outs, body, kind, tuple(comment)).made()
+    return _Writer(outer, inner, list(leaves), outs, body, kind, tuple(comment), far).made()
+
+
+def by_columns(outer: Nest, inner: Nest, outs: int) -> bool:
+    """Whether neighbouring rows, not neighbouring elements of a row, lie together."""
+    kept = reduced = 0
+    for i, (across, along) in enumerate(zip(outer.operands, inner.operands, strict=True)):
+        full = any(s != 0 for s in along.strides)
+        weight = 2 if i >= outs else 1
+        reduced += weight * (full and along.kinds[-1] == 1)
+        kept += weight * (full and across.kinds[-1] == 1)
+    return kept > reduced
 
 
 class _Writer:
     def __init__(
         self, outer: Nest, inner: Nest, leaves: list[tuple[Any, bool]], outs: int, body: Body,
-        kind: str, comment: tuple[str, ...],
+        kind: str, comment: tuple[str, ...], far: int,
     ) -> None:  # fmt: skip
         self.outer, self.inner, self.leaves, self.outs = outer, inner, leaves, outs
-        self.kind, self.comment, self.body = kind, comment, body
+        self.kind, self.comment, self.body, self.far = kind, comment, body, far
         self.numbers = Numbers()
         self.names = [f"y{i}" for i in range(outs)] + [f"x{i}" for i in range(len(leaves))]
-        self.columns = self._by_columns()
-
-    def _by_columns(self) -> bool:
-        """Whether neighbouring rows, not neighbouring elements of a row, lie together."""
-        kept = reduced = 0
-        for i, o in enumerate(self.inner.operands):
-            full = any(s != 0 for s in o.strides)
-            last = self.outer.operands[i].kinds[-1]
-            weight = 2 if i >= self.outs else 1
-            reduced += weight * (full and o.kinds[-1] == 1)
-            kept += weight * (full and last == 1)
-        return kept > reduced
+        self.columns = by_columns(outer, inner, outs)
 
     # -------------------------------------------------------------- places in memory
 
@@ -105,14 +109,17 @@ class _Writer:
             operand = self.inner.operands[at]
             name = f"x{i}{'k' if full else 'r'}"
             element = self.elements[at] if full or self.columns else ""
-            program.nodes[leaf] = program.leaf(operand.dtype, name + element, full)
+            program.nodes[leaf] = program.leaf(operand.dtype, f"effc::load({name + element})", full)
         self.results = list(self.body(program))
+        self.blocked = [i for i, v in enumerate(self.results) if self._is_blocked(i, v)]
         self.program = program
         self.last = max((v.level for v in program.values), default=0)
         self._decide_kept()
-        passes = [self._pass(k) for k in range(self.last + 1)]
+        passes = [p for k in range(self.last + 1) if (p := self._pass(k))]
+        if loops := [p for p in passes if p["wide"]]:
+            max(reversed(loops), key=lambda p: p["work"])["ahead"] = self._ahead()
         work = sum(v.work for v in program.values if v.full) + len(self.names)
-        return self._fill([p for p in passes if p], work)
+        return self._fill(passes, work)
 
     def _decide_kept(self) -> None:
         """Which elements a pass leaves in a buffer for later ones."""
@@ -151,23 +158,40 @@ class _Writer:
         for v in [r.args[0] for r in reductions] + [v for _, v in stores]:
             self._element(v, k, lines, done)
         for i, v in stores:
-            place = f"y{i}k{self.elements[i]}"
-            lines.append(store(place, self.inner.operands[i].dtype, self._shown(v)))
+            blocked = i in self.blocked
+            place = f"y{i}b + k" if blocked else f"y{i}k{self.elements[i]}"
+            dtype = F32 if blocked else self.inner.operands[i].dtype
+            lines.append(store(place, dtype, self._shown(v)))
         work = sum(v.work for v in done if v.kind == "let")
         folds = [self._fold(v) for v in reductions]
         text = "\n".join(lines)
         return {
-            "used": [n for n in self.names if re.search(rf"\b{n}k\b", text)],
+            "used": [n for n in self.names if re.search(rf"\b{n}[kb]\b", text)],
+            "blocked": [self._operand(i) for i, _ in stores if i in self.blocked],
             "kept": [_buffer(v) for v in self.kept if f"s{v.name}[" in text],
             "before": [self._row_line(v) for v in before if v.kind != "reduce"],
             "results": [self._row_line(v) for v in before if v.kind == "reduce"],
-            "lines": lines, "folds": folds, "wide": bool(folds) and work <= WIDE,
+            "lines": lines, "folds": folds, "wide": bool(folds) and work <= WIDE, "work": work,
+            "ahead": [],
             "row_stores": [
                 store(f"y{i}r{self.elements[i] if self.columns else ''}",
                       self.inner.operands[i].dtype, self._shown(v))
                 for i, v in row_stores
             ],
         }  # fmt: skip
+
+    def _ahead(self) -> list[str]:
+        """Places of the next row to fetch with 32 elements of this one, by the pass that takes
+        longest: the processor's own prefetching starts anew with each row."""
+        places: list[str] = []
+        for i, (_, full) in enumerate(self.leaves, self.outs):
+            operand, last = self.inner.operands[i], self.outer.rank - 1
+            stride = self._stride(i, last, self.outer, "outer")
+            if full and self.inner.rank == 1 and operand.kind(0) == 1 and stride != "0":
+                each = LINE * 8 // operand.dtype.bits
+                place = f"{self.names[i]}r + (short_rows ? {stride} : 0) + begin_rest"
+                places += [place, *(f"{place} + {at}" for at in range(each, 32, each))]
+        return places
 
     def _element(self, v: Value, k: int, lines: list[str], done: set[Value]) -> None:
         """Emit what pass k needs to have v, an element."""
@@ -236,28 +260,43 @@ class _Writer:
     # -------------------------------------------------------------- text
 
     def _fill(self, passes: list[dict[str, Any]], work: int) -> Made:
-        operands = []
-        full = [v.full for v in self.results] + [full for _, full in self.leaves]
-        for i, name in enumerate(self.names):
-            operand = self.inner.operands[i]
-            const = "" if i < self.outs else "const "
-            operands.append({
-                "name": name, "qualified": f"{const}{storage(operand.dtype)}",
-                "row": self.rows[i], "hops": self.hops[i], "full": full[i],
-            })  # fmt: skip
+        operands = [self._operand(i) for i in range(len(self.names))]
+        far = self.numbers.add("far", self.far) if self.blocked else ""
         elements = " * ".join(self.inner_sizes)
         made = kernel(
             self.kind, "columns" if self.columns else "rows",
             numbers=list(self.numbers.text.values()), comment=self.comment, operands=operands,
             outer=[{"index": f"i{a}", "size": s} for a, s in enumerate(self.outer_sizes)],
             inner=self.inner_sizes, elements=elements, work=work, share=SHARE, lanes=LANES,
-            kept=[_buffer(v) for v in self.kept], passes=passes,
+            kept=[_buffer(v) for v in self.kept], passes=passes, far=far,
+            blocked=[operands[i] for i in self.blocked], ahead=AHEAD,
+            converted=[o for i, o in enumerate(operands) if self._is_converted(i)],
         )  # fmt: skip
         return Made(made, tuple(self.numbers.values))
+
+    def _operand(self, i: int) -> dict[str, Any]:
+        name, const = self.names[i], "" if i < self.outs else "const "
+        return {
+            "name": name, "qualified": f"{const}{storage(self.inner.operands[i].dtype)}",
+            "row": self.rows[i], "hops": self.hops[i], "at": f"{name}k",
+        }  # fmt: skip
+
+    def _is_converted(self, i: int) -> bool:
+        """Whether rows of the operand are converted to float before the passes."""
+        return (
+            not self.columns and i >= self.outs and self.leaves[i - self.outs][1]
+            and self.inner.rank == 1 and in_floats(self.inner.operands[i], 0)
+        )  # fmt: skip
+
+    def _is_blocked(self, i: int, v: Value) -> bool:
+        """Whether the result goes through blocks of floats."""
+        operand, last = self.inner.operands[i], self.inner.rank - 1
+        far = self.far != NEVER and operand.dtype == F32 and operand.kind(last) == 1
+        return not self.columns and v.full and (far or in_floats(operand, last))
 
 
 def _buffer(v: Value) -> dict[str, str]:
     return {"name": f"s{v.name}", "type": register(v.dtype)}
 
 
-__all__ = ["row_kernel"]
+__all__ = ["by_columns", "row_kernel"]

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import sympy
 
 from effc.ir import DType, Op, no, yes
 from effc.ir.ops.common import promote
 from effc.ir.rewrite import Answer
+from effc.ir.symbols import symbolic
 from effc.ir.types import Tensor
 
 STORAGE = {
@@ -24,9 +24,7 @@ STORAGE = {
 }  # fmt: skip
 REGISTER = STORAGE | {"bf16": "float", "f16": "float"}  # what a loaded element is
 LIMITS = {"i64": 63, "i32": 31, "i16": 15, "i8": 7, "u8": 8}
-Number = Callable[
-    [sympy.Expr], str
-]  # a number known at the call -> the C++ expression that reads it
+Number = Callable[[Any], str]  # a symbolic number known at the call -> the C++ that reads it
 
 
 def storage(dtype: DType) -> str:
@@ -69,14 +67,14 @@ def literal(value: Any, dtype: DType) -> str:
 
 
 def _number(value: Any, dtype: DType, number: Number) -> str:
-    if not isinstance(value, sympy.Basic):
+    if not symbolic(value):
         return literal(value, dtype)
     return f"effc::cast<{register(dtype)}>({number(value)})"
 
 
 def _fits(value: Any, dtype: DType) -> bool:
     """Torch refuses a number that an integer type cannot hold."""
-    if dtype.kind != "int" or isinstance(value, sympy.Basic):
+    if dtype.kind != "int" or symbolic(value):
         return True
     top = 2 ** LIMITS[dtype.name]
     return (0 if dtype.name == "u8" else -top) <= value < top
@@ -233,7 +231,7 @@ def check(node: Any) -> Answer:
     c = promote(*node.values) if node.name != "where" else node.compute_dtype
     for value in node.values:
         if isinstance(value, complex) or (
-            isinstance(value, sympy.Basic) and (value.is_Boolean or value.is_Relational)
+            symbolic(value) and (value.is_Boolean or value.is_Relational)
         ):
             return no("operand {} is neither a tensor nor a real number", value, at=node)
         if not isinstance(value, Op) and not _fits(value, c):

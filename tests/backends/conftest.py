@@ -28,11 +28,13 @@ def close(got: torch.Tensor, want: torch.Tensor, what: str = "", **tolerance: fl
 
 
 class Compiled:
-    """A graph on the cpu backend; calling it compares with the interpreter."""
+    """A graph on a backend; calling it compares with the interpreter."""
 
-    def __init__(self, graph: Graph | str, kernels: bool = True, **options: Any) -> None:
+    def __init__(
+        self, graph: Graph | str, kernels: bool = True, backend: str = "cpu", **options: Any
+    ) -> None:
         self.graph = parse(graph) if isinstance(graph, str) else graph
-        self.executable = find_backend("cpu").compile(self.graph, options)
+        self.executable = find_backend(backend).compile(self.graph, options)
         self.bound = self.executable.bind()
         if kernels:
             reasons = [f"{n.name}: {why}" for n, why in self.executable.fallbacks]

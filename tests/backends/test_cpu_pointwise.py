@@ -227,3 +227,28 @@ def graph(x: f32[9, 9]):
 """
     )
     run(torch.randn(9, 9))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (3, 2051), (64, 33)])
+def test_results_past_the_caches(compiled, monkeypatch, dtype, size) -> None:
+    """As large results are written, at sizes of whole lines and others."""
+    monkeypatch.setattr("effc.backends.cpu.pointwise.past_caches", lambda: 1)
+    name = DType.of(dtype).name
+    run = compiled(
+        f"""
+def graph(x: {name}[A, B], b: {name}[B]):
+    def body(x: {name}[A, B], b: {name}[B]):
+        y0 = add(x, b)
+        y1 = relu(y0)
+        y2 = mul(y1, y0)
+        return y0, y2
+    y0: ({name}[A, B], {name}[A, B]) = fused((x, b), body=body)
+    y1 = item(y0, index=0)
+    y2 = item(y0, index=1)
+    y3 = permute(x, dims=(1, 0))
+    y4 = add(y3, 1.0)
+    return y1, y2, y4
+"""
+    )
+    run(torch.randn(size).to(dtype), torch.randn(size[1]).to(dtype))

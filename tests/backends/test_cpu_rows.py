@@ -78,6 +78,13 @@ def inputs(sizes: tuple[int, int, int], dtype: torch.dtype, how: int = 0) -> lis
     return [t.to(dtype) for t in (x, torch.randn(c), torch.randn(b, c), torch.rand(b) + 0.1)]
 
 
+BLOCKED = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+BLOCK_TOLERANCE = {
+    "f32": {"rtol": 1e-4, "atol": 1e-5},
+    "f16": {"rtol": 5e-3, "atol": 5e-3},
+    "bf16": {"rtol": 4e-2, "atol": 4e-2},
+}
+
 # Against double arithmetic on the same inputs, relative to the largest value.
 # bf16 is rounded once, to 8 bits.
 TOLERANCE = {"f32": 1e-4, "f64": 1e-9, "bf16": 1e-2}
@@ -98,6 +105,52 @@ def test_all_sizes_with_one_kernel(sizes, how) -> None:
                 g.double(), w.double(), rtol=TOLERANCE[name], atol=TOLERANCE[name] * scale, equal_nan=True,
                 msg=lambda m, o=o, name=name: f"{name} {o.name}: {m}",
             )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("far", [1, 1 << 62])
+def test_rows_in_blocks(compiled, monkeypatch, dtype, far) -> None:
+    """16-bit rows are converted as a whole; large results are written past the caches."""
+    monkeypatch.setattr("effc.backends.cpu.rows.past_caches", lambda: far)
+    run = compiled(
+        """
+def graph(x: T[A, B, C], w: T[C]):
+    y0 = softmax(x, dim=-1)
+    y1 = log_softmax(x, dim=-1)
+    y2 = layer_norm(x, w, w)
+    y3 = rms_norm(x, w)
+    y4 = sum(x, dims=(2,))
+    def body(x: T[A, B, C], w: T[C]):
+        y0 = mul(x, w)
+        y1 = layer_norm(y0, w)
+        return y0, y1
+    y5: (T[A, B, C], T[A, B, C]) = fused((x, w), body=body)
+    y6 = item(y5, index=0)
+    y7 = item(y5, index=1)
+    y8 = permute(x, dims=(0, 2, 1))
+    y9 = softmax(y8, dim=-1)
+    y10 = layer_norm(x, dims=2)
+    return y0, y1, y2, y3, y4, y6, y7, y9, y10
+""".replace("T[", f"{dtype}[")
+    )
+    for size in ((1, 1, 3), (2, 3, 33), (3, 5, 64), (1, 2, 2083)):
+        x, w = torch.randn(size) + 0.5, torch.randn(size[2])
+        run(x.to(BLOCKED[dtype]), w.to(BLOCKED[dtype]), **BLOCK_TOLERANCE[dtype])
+
+
+def test_softmax_of_a_mask_is_exactly_zero(compiled) -> None:
+    run = compiled(
+        """
+def graph(x: f32[4, 50]):
+    y0 = softmax(x, dim=1)
+    return y0,
+"""
+    )
+    x = torch.randn(4, 50)
+    x[:, 20:] = -float("inf")
+    x[3, :20] = torch.linspace(-100, 0, 20)
+    (got,) = run(x)
+    assert (got[:, 20:] == 0).all()
 
 
 def test_nan_and_infinity_reach_the_result(compiled) -> None:

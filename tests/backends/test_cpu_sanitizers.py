@@ -86,6 +86,25 @@ def graph(x: f32[2, 37, 9, 301] @ channels_last, z: f32[2, 3, 21, 40] @ channels
     assert clean(recorder, tmp_path) == 6
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_results_past_the_caches(dtype, monkeypatch, tmp_path) -> None:
+    for module in ("pointwise", "rows"):
+        monkeypatch.setattr(f"effc.backends.cpu.{module}.past_caches", lambda: 1)
+    graph = parse(
+        """
+def graph(x: T[13, 2083], w: T[2083]):
+    y0 = layer_norm(x, w, w)
+    y1 = softmax(x, dim=1)
+    y2 = add(x, w)
+    return y0, y1, y2
+""".replace("T[", f"{dtype}[")
+    )
+    recorder = replay.Recorder(monkeypatch)
+    inputs = [torch.randn(i.of.shape).to(i.of.dtype.torch) for i in graph.inputs]
+    find_backend("cpu").compile(graph).bind()(inputs)
+    assert clean(recorder, tmp_path) == 3
+
+
 def test_a_write_behind_the_end_is_seen(monkeypatch, tmp_path) -> None:
     """The check can fail: a kernel told of one row too many."""
     graph = parse(

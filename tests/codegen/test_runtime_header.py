@@ -71,6 +71,25 @@ LOOP = """EFFC_EXPORT void {symbol}({args}, {to}* EFFC_RESTRICT y, int64_t n) {{
 """
 
 
+BLOCKED = (torch.float32, torch.bfloat16, torch.float16)
+ROWS = """
+EFFC_EXPORT void row_to_NAME(const float* a, TYPE* y, int64_t n) {
+  for (int64_t from = 0; from < n; from += effc::BLOCK) {
+    const int64_t size = n - from < effc::BLOCK ? n - from : effc::BLOCK;
+    float block[effc::BLOCK];
+    float* to = effc::begin(y + from, block, FAR);
+    for (int64_t k = 0; k < size; ++k) to[k] = a[from + k];
+    effc::finish(y + from, block, size, FAR);
+  }
+  effc::settle(FAR);
+}
+"""
+LOAD = """
+EFFC_EXPORT void row_of_NAME(const TYPE* a, float* y, int64_t n) { effc::load_row(a, y, n); }
+"""
+ROWS = ROWS.replace("FAR", "false") + ROWS.replace("FAR", "true").replace("row_to", "far_row_to")
+
+
 def symbol(name, dtype):
     return f"{name}_{str(dtype).removeprefix('torch.')}"
 
@@ -103,9 +122,9 @@ def casts():
             )
     return (
         text
+        + "".join(ROWS.replace("TYPE", C_TYPES[t]).replace("NAME", str(t)[6:]) for t in BLOCKED)
+        + "".join(LOAD.replace("TYPE", C_TYPES[t]).replace("NAME", str(t)[6:]) for t in BLOCKED[1:])
         + """
-EFFC_EXPORT void row_to_half(const float* a, effc::half* y, int64_t n) { effc::store_row(y, a, n); }
-EFFC_EXPORT void row_to_float(const effc::half* a, float* y, int64_t n) { effc::load_row(a, y, n); }
 EFFC_EXPORT void to_uint8(const float* a, uint8_t* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] = effc::cast<uint8_t>(a[i]);
 }
@@ -286,6 +305,16 @@ def test_activations(library, name, dtype):
     torch.testing.assert_close(got, want, rtol=8 * eps, atol=8 * eps, equal_nan=True)
 
 
+@pytest.mark.parametrize(("low", "high"), [(-4, 0), (0, 4), (4, 40), (-40, -4)])
+def test_gelu_is_as_near_as_torch(library, low, high):
+    x = torch.linspace(low, high, 100_001)[1:-1]
+    right = F.gelu(x.double())
+    ours, torchs = call(library, "gelu", x).double() - right, F.gelu(x).double() - right
+    assert ours.abs().max() <= 1.5 * torchs.abs().max()
+    if low >= -4:
+        assert (ours / right).abs().max() <= 1.5 * (torchs / right).abs().max()
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", [*BINARY, *ROUNDED])
 def test_binary_functions(library, name, dtype):
@@ -371,12 +400,25 @@ def test_float_to_small_floats_rounds_to_even_everywhere(library, dtype):
     assert torch.equal(got.view(torch.int16)[~x.isnan()], want.view(torch.int16)[~x.isnan()])
 
 
-def test_whole_rows_of_half(library):
-    half = bits(65535).view(torch.float16)  # odd: the last ones go one by one
-    wide = run(library, "row_to_float", half, to=torch.float32)
-    assert_same(wide, half.float())
-    x = torch.randn(65535) * 100
-    assert torch.equal(run(library, "row_to_half", x, to=torch.float16), x.half())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_whole_rows_to_float(library, dtype):
+    small = bits(65535).view(dtype)  # odd: the last ones go one by one
+    name = f"row_of_{str(dtype)[6:]}"
+    assert_same(run(library, name, small, to=torch.float32), small.float())
+
+
+@pytest.mark.parametrize("dtype", BLOCKED)
+@pytest.mark.parametrize("way", ["row_to", "far_row_to"])
+def test_whole_rows_from_float(library, dtype, way):
+    """Any alignment and length; the elements beside the row stay as they are."""
+    kernel = function(library, f"{way}_{str(dtype)[6:]}", *[ctypes.c_void_p] * 2, ctypes.c_int64)
+    x = torch.randn(5000) * 100
+    for start in (0, 1, 8, 15, 16, 33):
+        for n in (0, 1, 7, 31, 64, 100, 1024, 1061, 4567):
+            y = torch.full((start + n + 40,), -7.0, dtype=dtype)
+            kernel(x.data_ptr(), y[start:].data_ptr(), n)
+            assert torch.equal(y[start : start + n], x[:n].to(dtype)), (start, n)
+            assert (y[:start] == -7).all() and (y[start + n :] == -7).all(), (start, n)
 
 
 def test_casts_to_unsigned_wrap_as_in_torch(library):

@@ -125,10 +125,12 @@ EFFC_EXPORT void effc_winograd(char* const* p, const int64_t* n, int64_t threads
   const int64_t each = (tiles + threads - 1) / threads;
   const int64_t run = least(n[13], up(each, TILE_ROWS)), runs = (tiles + run - 1) / run;
   const int64_t deep = up(channels, WIDTH), ld = up(results, WIDTH);
+  // Steps between points are odd counts of cache lines: 36 streams then fall on as many sets.
+  const int64_t step_v = up(run * deep, 16) | 16, step_m = up(run * ld, 16) | 16;
   const int64_t panels = channels * ld;  // numbers in the weights of one point
   parallel_for(runs, grain_of(run * POINTS * channels * results), threads, [=](int64_t begin, int64_t end) {
-    float* v = scratch<float>(POINTS * run * deep);
-    float* m = scratch<float>(POINTS * run * ld);
+    float* v = scratch<float>(POINTS * step_v);
+    float* m = scratch<float>(POINTS * step_m);
     float* y = scratch<float>(OUT * OUT * run * ld);
     const float** rows = scratch<const float*>(run);
     const int64_t line = OUT * run * ld;
@@ -146,21 +148,21 @@ EFFC_EXPORT void effc_winograd(char* const* p, const int64_t* n, int64_t threads
           float* to = v + i * deep + lane;
           if (inside && c % 16 == 0) prefetch_next(source + lane, s, top, left);
           if (channels < WIDTH) {
-            tile_to_points<false, true>(source, s, top, left, to, run * deep);
+            tile_to_points<false, true>(source, s, top, left, to, step_v);
           } else if (inside) {
-            tile_to_points<true, false>(source + lane, s, top, left, to, run * deep);
+            tile_to_points<true, false>(source + lane, s, top, left, to, step_v);
           } else {
-            tile_to_points<false, false>(source + lane, s, top, left, to, run * deep);
+            tile_to_points<false, false>(source + lane, s, top, left, to, step_v);
           }
         }
       }
       for (int64_t q = 0; q < POINTS; ++q) {
-        for (int64_t i = 0; i < count; ++i) rows[i] = v + (q * run + i) * deep;
-        panels_product(rows, count, 1, channels, u + q * panels, results, m + q * run * ld, ld);
+        for (int64_t i = 0; i < count; ++i) rows[i] = v + q * step_v + i * deep;
+        panels_product(rows, count, 1, channels, u + q * panels, results, m + q * step_m, ld);
       }
       for (int64_t i = 0; i < count; ++i) {
         for (int64_t c = 0; c < results; c += WIDTH) {
-          tile_from_points(m + i * ld + c, run * ld, y + i * OUT * ld + c, line, ld);
+          tile_from_points(m + i * ld + c, step_m, y + i * OUT * ld + c, line, ld);
         }
       }
       // Tiles beside each other give rows of pixels, which lie together in the result.
