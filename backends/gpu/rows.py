@@ -1,0 +1,104 @@
+"""Reductions, softmax and norms, alone or with pointwise ops around them: row kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from effc.codegen.cpp.loops import Nest, Operand
+from effc.codegen.cpp.program import F32, F64, Value
+from effc.codegen.triton.rows import Body, RowProgram, row_kernels
+from effc.ir import Op, Tensor
+from effc.ir.rewrite import Answer
+
+from ..cpu import rows
+from ..cpu.builder import Builder
+from ..cpu.memory import Ref, whole
+from ..cpu.rows import REDUCTIONS, ROW_OPS, Space, concerns
+from .lowering import call as launch
+from .lowering import lowers, offsets
+from .pointwise import is_pointwise
+
+
+def check(node: Op) -> Answer:
+    return rows.check(node, is_pointwise)
+
+
+def lower(b: Builder, node: Op) -> None:
+    rows.lower_region(b, node, emit, call)
+
+
+def call(
+    b: Builder, node: Op, space: Space, shown: Sequence[Ref], outs: Sequence[Ref],
+    leaves: Sequence[tuple[Any, bool]], refs: Sequence[Ref], order: Sequence[int], body: Body,
+    comment: list[str], few: bool = False,
+) -> None:  # fmt: skip
+    """Make the kernels over `space` and launch them."""
+    operands = tuple(Operand(r.dtype, r.strides) for r in (*shown, *refs))
+    made = row_kernels(
+        Nest(space.shape, operands), leaves, len(outs), space.reduced, order, body,
+        offsets=offsets([*shown, *refs]), few=few, comment=comment,
+    )  # fmt: skip
+    if made.first is None:
+        launch(b, node, made.made, outs, refs)
+        return
+    parts = [whole(b.new_root("arena", node, Tensor((n,), dtype))) for dtype, n in made.buffers]
+    launch(b, node, made.first, parts, refs, note="parts of rows")
+    launch(b, node, made.made, outs, [*refs, *parts])
+
+
+# ------------------------------------------------------------------ what each op does to a row
+
+
+def emit(p: RowProgram, node: Any) -> Value:
+    """The node's statements; its value is p.nodes[node]."""
+    if node.pointwise:
+        return p.pointwise(node)
+    x = p.nodes[node.x]
+    work = F64 if x.dtype.name == "f64" else F32
+    if node.name in REDUCTIONS:
+        made = p.reduce(node.name, x, node.dtype)
+    elif node.name in ("softmax", "log_softmax"):
+        made = _softmax(p, p.cast(x, work), work, log=node.name == "log_softmax")
+    else:
+        bias = getattr(node, "bias", None)
+        made = normalised(
+            p, x, work, node.eps, node.name == "layer_norm",
+            p.nodes[node.weight] if node.weight is not None else None,
+            p.nodes[bias] if bias is not None else None,
+        )  # fmt: skip
+    p.nodes[node] = p.cast(made, node.dtype)
+    return p.nodes[node]
+
+
+def _softmax(p: RowProgram, x: Value, work: Any, log: bool) -> Value:
+    top = p.reduce("amax", x, work)
+    total = p.reduce("powers", x, work)
+    if log:
+        return p.let(work, "({0} - {1}) - {2}", x, top, p.let(work, "fn.log({0})", total))
+    share = p.let(work, "fn.reciprocal({0})", total)
+    return p.let(work, "fn.exp({0} - {1}) * {2}", x, top, share)
+
+
+def normalised(
+    p: RowProgram, x: Value, work: Any, eps: float, centred: bool, weight: Value | None,
+    bias: Value | None,
+) -> Value:  # fmt: skip
+    """(x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias; without a mean: rms."""
+    if centred:
+        mean = p.reduce("mean", x, work)
+        squares = p.reduce("squares", x, work)
+        x = p.let(work, "{0} - {1}", x, mean)
+    else:
+        squares = p.reduce("sum", p.let(work, "{0} * {0}", x), work)
+    scale = p.let(work, f"fn.rsqrt(fn.div({{0}}, {p.count(work)}) + {eps!r})", squares)
+    y = p.let(work, "{0} * {1}", x, scale)
+    if weight is not None:
+        y = p.let(work, "{0} * {1}", y, p.cast(weight, work))
+    return y if bias is None else p.let(work, "{0} + {1}", y, p.cast(bias, work))
+
+
+for _name in ROW_OPS:
+    lowers(_name, check=check)(lower)
+
+__all__ = ["call", "check", "concerns", "emit", "lower", "normalised"]

@@ -1,0 +1,1 @@
+"""Triton kernels: templates, schedules, and compiling them ahead of time for a GPU."""

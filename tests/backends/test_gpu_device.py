@@ -1,0 +1,105 @@
+"""Target triton on a real GPU: the zoo's small models, and one graph of every family of kernels.
+
+    pytest -m gpu
+
+Everywhere else these are skipped; the same kernels then run on the CPU, as target ptx-host.
+"""
+
+import pytest
+import torch
+
+import effc
+from effc.backends.base import find_backend
+from effc.examples.zoo import tensor_of
+from effc.examples.zoo.library import LIBRARY
+from effc.ir import interpret, parse
+
+pytestmark = pytest.mark.gpu
+
+FAMILIES = {
+    "pointwise": """
+def graph(x: DTYPE[N, 96], z: DTYPE[96]):
+    a = add(x, z)
+    b = gelu(a)
+    c = mul(b, x)
+    return c
+""",
+    "rows": """
+def graph(x: DTYPE[N, 96], z: DTYPE[96]):
+    a = add(x, z)
+    b = softmax(a, 1)
+    return b
+""",
+    "products": """
+def graph(x: DTYPE[N, 96], z: DTYPE[96]):
+    w = expand(z, (64, 96))
+    t = permute(w, (1, 0))
+    a = matmul(x, t)
+    b = relu(a)
+    return b
+""",
+    "movers": """
+def graph(x: DTYPE[N, 96], z: DTYPE[96]):
+    a = permute(x, (1, 0))
+    b = reshape(a, (96*N,))
+    c = exp(b)
+    return c
+""",
+}
+TOLERANCES = {"f32": 1e-5, "f16": 4e-3, "bf16": 3e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_the_interpreter(family, dtype):
+    graph = parse(FAMILIES[family].replace("DTYPE", dtype))
+    bound = find_backend("triton").compile(graph).bind()
+    of = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    for rows in (1, 37, 64):
+        inputs = [torch.randn(rows, 96, dtype=of), torch.randn(96, dtype=of) / 8]
+        (want,) = interpret(graph, inputs)
+        (got,) = bound([x.cuda() for x in inputs])
+        t = TOLERANCES[dtype]
+        torch.testing.assert_close(got.cpu(), want, rtol=t, atol=t)
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_a_model_is_eager(name):
+    torch.backends.cudnn.allow_tf32 = False
+    model, _, kwargs = LIBRARY[name].build()
+    kwargs = {k: v.cuda() for k, v in kwargs.items()}
+    model = model.cuda()
+    with torch.no_grad():
+        want = tensor_of(model(**kwargs))
+        c = effc.compile(
+            model, example_inputs=(), example_kwargs=kwargs, measure=False, target="triton"
+        )
+        got = tensor_of(c(**kwargs))
+    assert (got - want).norm() <= 1e-4 * want.norm()
+
+
+def test_streams_do_not_mix():
+    graph = parse("def graph(x: f32[N, 512]):\n    a = softmax(x, 1)\n    return a\n")
+    bound = find_backend("triton").compile(graph).bind()
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    inputs = [torch.randn(2048, 512, device="cuda") for _ in streams]
+    torch.cuda.synchronize()
+    results = []
+    for stream, x in zip(streams, inputs):
+        with torch.cuda.stream(stream):
+            results.append(bound([x])[0])
+    torch.cuda.synchronize()
+    for got, x in zip(results, inputs):
+        torch.testing.assert_close(got, torch.softmax(x, 1))
+
+
+def test_a_model_built_elsewhere_loads_and_compiles_nothing(tmp_path, monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Softmax(-1)).eval()
+    x = torch.randn(4, 32)
+    with torch.no_grad():
+        effc.compile(net, example_inputs=(x,), measure=False).save(tmp_path / "m.effc")
+        target = find_backend("triton").machine()["targets"]
+        effc.build(tmp_path / "m.effc", target, tmp_path / "gpu.effc")
+        monkeypatch.setattr("effc.backends.triton.compile_kernels", None)
+        got = effc.load(tmp_path / "gpu.effc")(x.cuda())
+    torch.testing.assert_close(got.cpu(), net(x), rtol=1e-4, atol=1e-5)
