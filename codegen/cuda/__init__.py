@@ -1,0 +1,1 @@
+"""CUDA C++ kernels: intrinsics, two families of templates, and compiling them for a GPU."""
