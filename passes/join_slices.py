@@ -142,10 +142,8 @@ def _legal(g: Graph, run: list[Piece]) -> Answer:
         node = piece.node
         if node in shown_values(g):
             return no("an output must have memory of its own, not a slice", at=node)
-        if node.pointwise:
-            near = next((u for u in g.users[node] if fusable(u) or along_rows(u)), None)
-            if near is not None:
-                return no("{} is computed where {} reads it", node.name, near.name, at=near)
+        if node.pointwise and (near := loop_after(g, node)) is not None:
+            return no("{} is computed where {} reads it", node.name, near.name, at=near)
     if first.node.name == "rope":
         axis = first.axis - first.node.tensor.rank
         if axis == -1:
@@ -154,6 +152,22 @@ def _legal(g: Graph, run: list[Piece]) -> Answer:
             if table.tensor.rank >= -axis and table.shape[axis] != 1:
                 return no("{} differs from piece to piece", table.name, at=table)
     return yes
+
+
+def loop_after(g: Graph, node: Op) -> Op | None:
+    """A reader in whose loop a pointwise op would be computed."""
+    return next((u for u in g.users[node] if fusable(u) or along_rows(u)), None)
+
+
+def alike(nodes: list[Any]) -> bool:
+    """The same unary op, each of its own value."""
+    first = nodes[0]
+    return isinstance(first, Pointwise) and all(
+        type(n) is type(first) and len(n.operands) == 1 and n.attrs == first.attrs
+        and [v for v in n.values if not isinstance(v, Op)]
+        == [v for v in first.values if not isinstance(v, Op)]
+        for n in nodes
+    )  # fmt: skip
 
 
 def _joined(run: list[Piece]) -> dict[Op, Op]:

@@ -14,6 +14,7 @@ from .analysis.traffic import estimate
 from .base import Context, Pass, exact
 from .common import dense_constants, missed
 from .fuse_regions import fusable
+from .join_slices import alike, loop_after
 from .outline import outline
 
 RULE = "MergeSiblings"
@@ -84,6 +85,10 @@ def legal(g: Graph, layers: list[Any]) -> Answer:
 
 def pays(g: Graph, ctx: Context, layers: list[Any]) -> Answer:
     """Reading x once against storing results that would have stayed inside a region."""
+    followers = [u for layer in layers for u in g.users[layer]]
+    if len(followers) == len(layers) and alike(followers):
+        if all(loop_after(g, u) is None and u not in shown_values(g) for u in followers):
+            return yes  # join-slices has the one op follow the one layer
     saved = (len(layers) - 1) * estimate(layers[0].x.tensor.nbytes)
     lost, example = 0.0, None
     for layer in layers:

@@ -42,14 +42,22 @@ Move = Callable[..., None]
 class Lowerings:
     """What one target does with ops, by their names.
 
-    alignment: bytes that addresses of inputs and constants are multiples of, as kernels assume.
+    name: at the head of its kernels. alignment: bytes that addresses of inputs and constants are
+    multiples of, as kernels assume. base: what takes ops that this table does not name.
     """
 
-    def __init__(self, alignment: int = 1) -> None:
-        self.alignment = alignment
+    def __init__(self, name: str, alignment: int = 1, base: Lowerings | None = None) -> None:
+        self.name, self.alignment, self.base = name, alignment, base
         self.table: dict[str, Lowering] = {}
-        self.copy_into: Move = _unset  # set by the module that makes the target's copies
-        self.fill: Move = _unset
+        # set by the module that makes the target's copies
+        self.copy_into: Move = _unset if base is None else base.copy_into
+        self.fill: Move = _unset if base is None else base.fill
+
+    def find(self, op: str) -> Lowering | None:
+        """What takes ops of that name."""
+        if op in self.table or self.base is None:
+            return self.table.get(op)
+        return self.base.find(op)
 
     def lowers(
         self, *ops: str, check: Callable[[Any], Answer] = _accept, native: bool = True
@@ -66,7 +74,7 @@ class Lowerings:
         """Would a kernel or a library routine of ours take the node?"""
         if node.view and node.name in ("reshape", "permute", "expand", "slice", "item"):
             return yes
-        found = self.table.get(node.name)
+        found = self.find(node.name)
         if found is None:
             return no("op {} has no kernel", getattr(node, "target", node.name), at=node)
         return dense_elements(node) and found.check(node)
@@ -76,7 +84,7 @@ def _unset(*_: Any, **__: Any) -> None:
     raise NotImplementedError("the target's copies are not set")
 
 
-CPU = Lowerings()
+CPU = Lowerings("cpu")
 lowers, claim = CPU.lowers, CPU.claim
 
 

@@ -53,7 +53,7 @@ def lower(b: Builder, node: Op, without: No | None) -> None:
         b.set_view(node)
         return
     answer = b.target.claim(node)
-    found = b.target.table.get(node.name)
+    found = b.target.find(node.name)
     if answer and found is not None:
         if not found.native or without is None:
             found.lower(b, node)

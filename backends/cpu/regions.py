@@ -58,7 +58,7 @@ class Region:
         """What a reader of the kernel wants to know: the nodes, and where they come from."""
         shown = b.names.get(self.node, self.node.name)
         calls = " ".join(n.name for n in self.computed())
-        lines = [f"cpu  {shown}: {self.node.name}: {calls or 'copy'}"]
+        lines = [f"{b.target.name}  {shown}: {self.node.name}: {calls or 'copy'}"]
         places = dict.fromkeys(str(o) for n in (self.node, *self.nodes) for o in n.origins)
         return lines + [f"     {place}" for place in list(places)[:4] if place]
 

@@ -14,9 +14,7 @@ from ..cpu.lowering import Lowering, Lowerings
 from ..cpu.memory import Ref
 from ..gpu import GPU
 
-CUDA = Lowerings(GPU.alignment)
-CUDA.table |= GPU.table
-CUDA.copy_into, CUDA.fill = GPU.copy_into, GPU.fill
+CUDA = Lowerings("cuda", GPU.alignment, base=GPU)
 
 Check = Callable[[Any], Answer]
 Lower = Callable[[Builder, Any], None]

@@ -12,7 +12,7 @@ from ..cpu.builder import Builder
 from ..cpu.lowering import Lowerings
 from ..cpu.memory import Ref
 
-GPU = Lowerings(ALIGNED)
+GPU = Lowerings("gpu", ALIGNED)
 lowers, claim = GPU.lowers, GPU.claim
 
 

@@ -64,8 +64,8 @@ def test_a_family_is_the_interpreter(family, dtype):
 
 
 @pytest.mark.parametrize("name", LIBRARY)
-def test_a_model_is_eager(name):
-    torch.backends.cudnn.allow_tf32 = False
+def test_a_model_is_eager(name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model, _, kwargs = LIBRARY[name].build()
     kwargs = {k: v.cuda() for k, v in kwargs.items()}
     model = model.cuda()

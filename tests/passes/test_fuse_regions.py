@@ -382,3 +382,57 @@ def test_group_norm_takes_its_activation(run):
 def test_no_operands_allowed_means_no_regions(run):
     lines = (*CONV, "c = conv2d(x, k, b, padding=(1, 1))", "a = relu(c)", "y = add(a, r)")
     assert run(program(*lines, args=IMAGE), "fuse-regions{max_operands=0}").unchanged
+
+
+# ------------------------------------------------------------------ more around a product
+
+GATED = (
+    w("k", [8, 6]),
+    w("u", [8, 6]),
+    "g = linear(x, k)",
+    "s = silu(g)",
+    "h = linear(x, u)",
+    "y = mul(s, h)",
+)
+
+
+def one_product(node):
+    names = [n.name for n in node.body.nodes]
+    if names.count("linear") > 1:
+        return no("two products")
+    before = names[: names.index("linear")] if "linear" in names else []
+    return no("{} before a product", before[0]) if before else yes
+
+
+def test_two_linear_layers_of_one_value_join(run):
+    assert bodies(run(program(*GATED), FUSE)) == [["linear", "silu", "linear", "mul"]]
+
+
+def test_refused_they_go_their_own_ways(run):
+    ran = run(program(*GATED), FUSE, supports=one_product)
+    assert bodies(ran) == [["linear", "silu", "mul"]] and ran.count("linear") == 1
+    assert "two products" in ran.reasons("FuseEpilogue")
+
+
+def test_layers_with_nothing_that_joins_them_stay_apart(run):
+    lines = (*GATED[:5], "t = tanh(h)")
+    assert bodies(run(program(*lines, result="s, t"), FUSE)) == [
+        ["linear", "silu"],
+        ["linear", "tanh"],
+    ]
+    ran = run(program(*GATED, result="y, s"), FUSE)  # a result of its own: no pair
+    assert bodies(ran) == [["linear", "silu"], ["linear", "mul"]]
+
+
+def test_pointwise_ops_before_a_product(run):
+    lines = (w("k", [8, 6]), "a = exp(x)", "b = neg(a)", "h = linear(b, k)", "y = relu(h)")
+    assert bodies(run(program(*lines), FUSE)) == [["exp", "neg", "linear", "relu"]]
+    ran = run(program(*lines), FUSE, supports=one_product)
+    assert bodies(ran) == [["exp", "neg"], ["linear", "relu"]]
+    assert "exp before a product" in ran.reasons("FuseEpilogue")
+    assert bodies(run(program(*lines, result="y, b"), FUSE)) == [["exp", "neg"], ["linear", "relu"]]
+
+
+def test_what_follows_a_product_is_not_before_the_next(run):
+    lines = (w("k", [6, 6]), "h = linear(x, k)", "a = gelu(h)", "y = linear(a, k)")
+    assert bodies(run(program(*lines), FUSE)) == [["linear", "gelu"]]

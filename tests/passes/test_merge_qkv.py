@@ -108,3 +108,23 @@ def test_weights_from_inputs_stay(run):
 def test_nothing_to_do_is_the_same_graph(run):
     ran = run(program("y = exp(x)"), MERGE)
     assert ran.unchanged and ran.ctx.notes == ["no linear layer and no convolution"]
+
+
+def test_layers_followed_by_one_activation_each_merge_with_it(run):
+    """The activation then follows the one layer: join-slices."""
+    lines = []
+    for n in "ab":
+        lines += [w(f"w{n}", [64, 8]), w(f"v{n}", [4, 64]), f"{n} = linear(x, w{n})"]
+    lines += ["c = silu(a)", "d = silu(b)", "e = linear(c, va)", "f = linear(d, vb)"]
+    lines += ["y = mul(e, f)"]
+    ran = run(program(*lines), f"{MERGE},join-slices,simplify")
+    assert ran.count("silu") == 1 and ran.count("linear") == 3
+
+
+def test_layers_followed_by_different_activations_stay_apart(run):
+    lines = []
+    for n in "ab":
+        lines += [w(f"w{n}", [64, 8]), w(f"v{n}", [4, 64]), f"{n} = linear(x, w{n})"]
+    lines += ["c = silu(a)", "d = gelu(b)", "e = linear(c, va)", "f = linear(d, vb)"]
+    lines += ["y = mul(e, f)"]
+    assert run(program(*lines), MERGE).unchanged
