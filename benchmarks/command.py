@@ -11,20 +11,20 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from effc.ir import OptionError, nearest
+from effc.ir import No, OptionError, nearest
 from effc.show import WIDTH
 
 from . import compile_times, limits, plots, suites, tables
 from .archive import Key, Results, file_of
-from .peers import BASE, PRECISIONS, Precision, chosen, peer_names
+from .peers import BASE, PRECISIONS, chosen, peer_names
 from .session import PATIENCE, Ended, Event, run_job
 from .stats import times
 from .work import Work, bound
 
 SUITES = ("limits", "kernels", "models", "compile")
 """What `effc bench` runs without a name; limits first, the others are compared with them."""
-OTHERS = ("ops",)
-ROUNDS = {"limits": 9, "kernels": 15, "models": 15, "compile": 3, "ops": 3}
+OTHERS = ("ops", "gpu")
+ROUNDS = {"limits": 9, "kernels": 15, "models": 15, "compile": 3, "ops": 3, "gpu": 30}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Options:
     threads: Sequence[int] = (1,)
     rounds: int | None = None
     peers: Sequence[str] = ()
-    precisions: Sequence[Precision] = PRECISIONS
+    precisions: Sequence[str] = ()
     out: Path = Path("out/bench")
     resume: bool = False
     patience: float = PATIENCE
@@ -84,12 +84,13 @@ def _check(names: Sequence[str], options: Options) -> None:
         if name not in (*SUITES, *OTHERS):
             raise OptionError(f"no suite {name!r}", fix=nearest(name, (*SUITES, *OTHERS)))
     for name in options.peers:
-        if name not in peer_names():
-            raise OptionError(f"no peer {name!r}", fix=nearest(name, peer_names()))
-    known = {n for suite in names for n in _names(suite)}
+        known = {n for suite in names for n in peer_names("cuda" if suite == "gpu" else "cpu")}
+        if name not in known:
+            raise OptionError(f"no peer {name!r}", fix=nearest(name, known))
+    cases = {n for suite in names for n in _names(suite)}
     for name in options.only:
-        if "ops" not in names and name not in known:
-            raise OptionError(f"no case {name!r} in {', '.join(names)}", fix=nearest(name, known))
+        if "ops" not in names and name not in cases:
+            raise OptionError(f"no case {name!r} in {', '.join(names)}", fix=nearest(name, cases))
     if any(n < 1 for n in options.threads):
         raise OptionError("threads must be 1 or more")
 
@@ -109,6 +110,8 @@ def _run(suite: str, options: Options, console: Console) -> None:
         measure_limits(options, console)
     elif suite == "compile":
         _compile(options, console)
+    elif suite == "gpu":
+        _on_gpu(options, console)
     else:
         _timed(suite, options, console)
 
@@ -160,7 +163,8 @@ def _timed(suite: str, options: Options, console: Console) -> None:
     wanted = [c.name for c in suites.cases(suite) if not options.only or c.name in options.only]
     keys = [
         Key(name, precision, threads)
-        for name in wanted for precision in options.precisions for threads in options.threads
+        for name in wanted for precision in PRECISIONS for threads in options.threads
+        if not options.precisions or precision in options.precisions
     ]  # fmt: skip
 
     def measure(key: Key, tell: Callable[[Event], None]) -> dict[str, Any]:
@@ -171,10 +175,34 @@ def _timed(suite: str, options: Options, console: Console) -> None:
         return with_bounds(run_job(job, tell, options.patience), found)
 
     def ways(key: Key) -> list[str]:
-        precision: Precision = "bf16" if key.precision == "bf16" else "fp32"
-        return [p.name for p in chosen(precision, options.peers)]
+        return [p.name for p in chosen(key.precision, options.peers)]
 
     _each(results, keys, ways, measure, options, console)
+
+
+def _on_gpu(options: Options, console: Console) -> None:
+    from effc.backends.gpu.driver import find_driver
+
+    from . import gpu
+
+    if isinstance(driver := find_driver(), No):
+        console.print(f"effc bench gpu needs a GPU that torch uses: {driver}")
+        return
+    results = _begin("gpu", options)
+    found = results.machine["gpu"] = gpu.describe()
+    sheet = gpu.sheet_of(found["name"], found["memory"])
+    names = [n for n in _names("gpu") if not options.only or n in options.only]
+    rounds = options.rounds_of("gpu")
+    made = gpu.jobs(names, options.precisions, rounds, options.peers)
+    todo = {Key.of(job): job for job in made}
+
+    def measure(key: Key, tell: Callable[[Event], None]) -> dict[str, Any]:
+        return gpu.with_roofline(run_job(todo[key], tell, options.patience), sheet)
+
+    def ways(key: Key) -> list[str]:
+        return [p.name for p in chosen(key.precision, options.peers, "cuda")]
+
+    _each(results, list(todo), ways, measure, options, console)
 
 
 def with_bounds(entry: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

@@ -239,16 +239,24 @@ BASE = "eager"
 ratios are to it."""
 
 
-def chosen(precision: Precision, names: Sequence[str] = ()) -> list[Peer]:
+def chosen(precision: str, names: Sequence[str] = (), device: str = "cpu") -> list[Peer]:
     """Peers of a precision by name or family, all without names; the base always comes first."""
     base = PEERS["fp32"][0]
-    rest = [p for p in PEERS[precision] if p.name != BASE]
+    rest = [p for p in _every(precision, device) if p.name != BASE]
     return [base, *(p for p in rest if not names or {p.name, p.family or p.name} & set(names))]
 
 
-def peer_names() -> list[str]:
+def _every(precision: str, device: str) -> Sequence[Peer]:
+    if device == "cpu":
+        return PEERS["bf16" if precision == "bf16" else "fp32"]
+    from .gpu import peers
+
+    return peers(precision)
+
+
+def peer_names(device: str = "cpu") -> list[str]:
     """All that `--peers` knows: names and families."""
-    every = [p for precision in PRECISIONS for p in PEERS[precision]]
+    every = [p for precision in PRECISIONS for p in _every(precision, device)]
     return list(dict.fromkeys(n for p in every for n in (p.name, p.family) if n))
 
 
@@ -256,13 +264,14 @@ def peer_names() -> list[str]:
 
 
 def in_precision(
-    model: nn.Module, args: tuple[Tensor, ...], precision: Precision
+    model: nn.Module, args: tuple[Tensor, ...], precision: str
 ) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """`model.bfloat16()` and its inputs alike, on a copy; float32 as they are."""
-    if precision == "fp32":
+    """The model and its inputs in 16 bits, on a copy; float32 (fp32, tf32) as they are."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if dtype is None:
         return model, args
-    cast = tuple(a.bfloat16() if a.is_floating_point() else a for a in args)
-    return copy.deepcopy(model).bfloat16(), cast
+    cast = tuple(a.to(dtype) if a.is_floating_point() else a for a in args)
+    return copy.deepcopy(model).to(dtype), cast
 
 
 def as_tensor(output: Any) -> Tensor:

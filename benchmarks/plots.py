@@ -9,6 +9,7 @@ from typing import Any
 from .archive import Results
 from .peers import BASE
 from .stats import is_effc, times
+from .tables import block_title, limit_of
 
 Entry = dict[str, Any]
 
@@ -19,6 +20,8 @@ COLOURS = {
     "inductor-max-autotune": "#08519c", "inductor-cold": "#08519c", "inductor-warm": "#9ecae1",
     "onnxruntime": "#74c476", "openvino": "#9e9ac8", "openvino-bf16": "#9e9ac8",
     "effc": "#e6550d", "effc-high": "#fdae6b", "effc-medium": "#e6550d",
+    "eager-tf32": "#bcbcbc", "eager-fp16": "#bcbcbc", "cublas": "#74c476", "sdpa-flash": "#9e9ac8",
+    "sdpa-efficient": "#bcbddc", "sdpa-cudnn": "#54278f", "sdpa-math": "#dadaeb",
     "effc-cold": "#e6550d", "effc-warm": "#fdae6b",
 }  # fmt: skip
 """effc's in orange; those of one project in shades of one colour."""
@@ -163,22 +166,16 @@ def _panels(results: Results) -> list[Panel]:
     if results.suite == "compile":
         panel = Panel("first call", "seconds (log scale)", entries, _seconds, None, log=True)
         return [panel] if entries else []
-    limit = results.suite == "kernels" and any("bound" in e for e in entries)
+    limit = results.suite in ("kernels", "gpu") and any("bound" in e for e in entries)
     value, label = (
-        (_of_limit, "part of the machine's measured limit")
+        (_of_limit, f"part of {limit_of(results)}")
         if limit
         else (_speed, "times the speed of float32 eager")
     )
     blocks = dict.fromkeys((e["precision"], e["threads"]) for e in entries)
     kind = Dots if limit else Panel
-    return [
-        kind(
-            f"{precision}, {threads} thread{'s' * (threads > 1)}", label,
-            [e for e in entries if (e["precision"], e["threads"]) == (precision, threads)],
-            value, 1.0, base=limit,
-        )
-        for precision, threads in blocks
-    ]  # fmt: skip
+    same = [[e for e in entries if (e["precision"], e["threads"]) == block] for block in blocks]
+    return [kind(block_title(es[0]), label, es, value, 1.0, base=limit) for es in same]
 
 
 def _speed(entry: Entry, way: str, ms: float) -> float | None:
@@ -197,5 +194,6 @@ def _seconds(entry: Entry, way: str, ms: float) -> float:
 def _title(results: Results) -> str:
     cpu = results.machine.get("cpu", {})
     where = f"{cpu.get('model', '')} ({cpu.get('level', '')})".strip()
+    where = results.machine.get("gpu", {}).get("name", where)
     torch = f"torch {results.versions.get('torch', '')}"
     return f"effc bench {results.suite}: {where}, {torch}, {results.date}"

@@ -120,11 +120,11 @@ def operator(
     return Case(name, group, make)
 
 
-def _convolution(**options: Any) -> Callable[..., Tensor]:
+def convolution(**options: Any) -> Callable[..., Tensor]:
     return lambda x, w, b: F.conv2d(x, w, b, **options)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
@@ -149,18 +149,18 @@ def _convolutions() -> list[Case]:
     image = (1, 64, 56, 56)
     return [
         operator(
-            "conv3x3-64-64", "convolution", _convolution(padding=1), [image],
+            "conv3x3-64-64", "convolution", convolution(padding=1), [image],
             [(64, 64, 3, 3), (64,)],
         ),
         operator(
-            "conv3x3-52-52-320x180", "convolution", _convolution(padding=1), [(1, 52, 180, 320)],
+            "conv3x3-52-52-320x180", "convolution", convolution(padding=1), [(1, 52, 180, 320)],
             [(52, 52, 3, 3), (52,)],
         ),
         operator(
-            "conv1x1-64-256", "convolution", _convolution(), [image], [(256, 64, 1, 1), (256,)]
+            "conv1x1-64-256", "convolution", convolution(), [image], [(256, 64, 1, 1), (256,)]
         ),
         operator(
-            "depthwise3x3-256", "convolution", _convolution(padding=1, groups=256),
+            "depthwise3x3-256", "convolution", convolution(padding=1, groups=256),
             [(1, 256, 28, 28)], [(256, 1, 3, 3), (256,)],
         ),
     ]  # fmt: skip
@@ -168,7 +168,7 @@ def _convolutions() -> list[Case]:
 
 def _attentions() -> list[Case]:
     return [
-        operator(f"attention-causal-8x64-{n}", "attention", _attention, [(1, 8, n, 64)] * 3)
+        operator(f"attention-causal-8x64-{n}", "attention", attention, [(1, 8, n, 64)] * 3)
         for n in (1024, 8192)
     ]
 
@@ -217,4 +217,12 @@ def _kernels() -> list[Case]:
     return [*_products(), *_convolutions(), *_attentions(), *_memory()]
 
 
-SUITES: dict[str, Callable[[], list[Case]]] = {"models": _models, "kernels": _kernels}
+def _gpu() -> list[Case]:
+    from .gpu import cases
+
+    return cases()
+
+
+SUITES: dict[str, Callable[[], list[Case]]] = {
+    "models": _models, "kernels": _kernels, "gpu": _gpu,
+}  # fmt: skip

@@ -22,6 +22,8 @@ LABELS = {
     "inductor-max-autotune": "autotune", "onnxruntime": "ORT", "openvino": "OpenVINO",
     "eager-bf16": "bf16", "inductor-bf16": "Inductor", "inductor-freezing-bf16": "freezing",
     "openvino-bf16": "OpenVINO", "effc-high": "effc high", "effc-medium": "medium",
+    "eager-tf32": "tf32", "eager-fp16": "fp16", "sdpa-flash": "flash",
+    "sdpa-efficient": "efficient", "sdpa-cudnn": "cuDNN", "sdpa-math": "math", "cublas": "cuBLAS",
 }  # fmt: skip
 """Short names of columns; NHWC is eager in channels-last, freezing and autotune are Inductor's."""
 UNSTEADY = 0.1  # quartile distance over the median from which on a figure is marked
@@ -38,7 +40,7 @@ def as_parts(results: Results) -> Iterator[Any]:
             yield Text(f"\n{results.suite}, {title}: time over that of the best peer", "bold")
             yield ratios(entries)
             if any("bound" in e for e in entries):
-                yield Text("\nper cent of the machine's measured limit", "bold")
+                yield Text(f"\nper cent of {limit_of(results)}", "bold")
                 yield fractions(entries)
             yield from notes(entries)
 
@@ -47,7 +49,20 @@ def _blocks(entries: Sequence[Entry]) -> Iterator[tuple[str, list[Entry]]]:
     """Entries by precision and threads."""
     for precision, threads in dict.fromkeys((e["precision"], e["threads"]) for e in entries):
         same = [e for e in entries if (e["precision"], e["threads"]) == (precision, threads)]
-        yield f"{precision}, {threads} thread{'s' * (threads > 1)}", same
+        yield block_title(same[0]), same
+
+
+def block_title(entry: Entry) -> str:
+    """What the entries of a table, or bars of a panel, have in common."""
+    if "device" in entry:
+        return entry["precision"]
+    threads = entry["threads"]
+    return f"{entry['precision']}, {threads} thread{'s' * (threads > 1)}"
+
+
+def limit_of(results: Results) -> str:
+    """What times are a part of."""
+    return "the data sheet's roofline" if results.suite == "gpu" else "the machine's measured limit"
 
 
 def ways_of(entries: Sequence[Entry]) -> list[str]:

@@ -21,12 +21,22 @@ WORTH = 1.6  # two threads that do less than this many times the work of one do 
 Call = Callable[[], object]
 
 
+def clocked(call: Call, times: int = 1) -> float:
+    """Seconds."""
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    return time.perf_counter() - start
+
+
 @dataclass
 class Way:
-    """One way of doing the work. `before` runs untimed ahead of every burst."""
+    """One way of doing the work. `before` runs untimed ahead of every burst; `clock` gives the
+    seconds of so many calls."""
 
     call: Call
     before: Call = lambda: None
+    clock: Callable[..., float] = clocked
     burst: int = 1
     every: int = 1
     samples: list[float | None] = field(default_factory=list)
@@ -34,9 +44,9 @@ class Way:
     def settle(self) -> None:
         """Choose the burst from how long a call takes, once it is warm."""
         self.before()
-        took = clocked(self.call)  # what it compiles, it compiled in the check before this
+        took = self.clock(self.call)  # what it compiles, it compiled in the check before this
         if took < LONG[0][0]:
-            took = min(clocked(self.call) for _ in range(2))
+            took = min(self.clock(self.call) for _ in range(2))
         self.burst = max(1, round(BURST / max(took, 1e-7)))
         self.every = max([1, *(every for seconds, every in LONG if took > seconds)])
 
@@ -45,15 +55,7 @@ class Way:
         self.before()
         if self.burst > 1:
             self.call()
-        return clocked(self.call, self.burst) / self.burst * 1e3
-
-
-def clocked(call: Call, times: int = 1) -> float:
-    """Seconds."""
-    start = time.perf_counter()
-    for _ in range(times):
-        call()
-    return time.perf_counter() - start
+        return self.clock(self.call, self.burst) / self.burst * 1e3
 
 
 def interleave(

@@ -23,8 +23,8 @@ class Work:
     bytes: int
 
     def in_precision(self, precision: str) -> Work:
-        """bfloat16 halves the bytes."""
-        return Work(self.flops, self.bytes // 2) if precision == "bf16" else self
+        """16 bits an element halve the bytes."""
+        return Work(self.flops, self.bytes // 2) if precision in ("bf16", "fp16") else self
 
 
 def work_of(model: nn.Module, args: tuple[Tensor, ...]) -> Work:

@@ -24,30 +24,35 @@ from effc.ir import EffcError
 from .peers import BASE, Peer, Prepared, Unable, as_tensor, chosen, relative_l2
 from .stats import summarise, usable
 from .suites import case
-from .timing import WORTH, Way, interleave
+from .timing import WORTH, Way, clocked, interleave
 from .work import work_of
 
-TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}
+TOLERANCE = {"fp32": 1e-3, "tf32": 0.05, "fp16": 0.1, "bf16": 0.25}
 """Relative L2 to float32 eager from which on a result is wrong: far above what rounding gives at
-this depth (1e-6, and 1e-2 to 0.12 in bfloat16), and below what a wrong kernel gives (about 1)."""
+this depth (1e-6, and 1e-2 to 0.12 in bfloat16; tf32 and fp16 have three bits more), and below what
+a wrong kernel gives (about 1)."""
 
 Tell = Callable[..., None]
 
 
 def run(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
     """The entry of a job: suite, name, precision, threads, rounds, peers, and `skip`: reasons of
-    peers not to try, because they crashed."""
+    peers not to try, because they crashed; `device`: "cuda", or the CPU without it."""
     torch.set_num_threads(job["threads"])
+    device = job.get("device", "cpu")
     model, args = case(job["suite"], job["name"]).build()
     entry: dict[str, Any] = {k: job[k] for k in ("name", "precision", "threads")}
     entry["group"] = case(job["suite"], job["name"]).group
     tell("cost")
     entry["work"] = _work(model, args)
+    if device != "cpu":
+        entry["device"] = device
+        model, args = model.to(device), tuple(a.to(device) for a in args)
     entry["ways"] = {}
     ways: dict[str, Way] = {}
     want: Tensor | None = None
     with torch.no_grad():
-        for peer in chosen(job["precision"], job["peers"]):
+        for peer in chosen(job["precision"], job["peers"], device):
             tell("prepare", way=peer.name)
             if reason := job["skip"].get(peer.name):
                 entry["ways"][peer.name] = {"status": "failed", "reason": reason}
@@ -57,7 +62,7 @@ def run(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
             if peer.name == BASE:
                 want = got
             if call is not None:
-                ways[peer.name] = Way(call, _setting(peer))
+                ways[peer.name] = Way(call, _setting(peer), _clock(device))
         tell("time", rounds=job["rounds"])
         scaling = interleave(ways, job["rounds"], job["threads"], lambda n: tell("round", done=n))
     return _with_times(entry, ways, scaling)
@@ -72,7 +77,20 @@ def _work(model: torch.nn.Module, args: tuple[Tensor, ...]) -> dict[str, Any]:
 
 def _setting(peer: Peer) -> Callable[[], None]:
     """What torch is set to while a peer is prepared and called."""
-    return lambda: torch.set_float32_matmul_precision(peer.matmul)
+
+    def set_up() -> None:
+        torch.set_float32_matmul_precision(peer.matmul)
+        torch.backends.cudnn.allow_tf32 = peer.matmul != "highest"  # of convolutions
+
+    return set_up
+
+
+def _clock(device: str) -> Callable[..., float]:
+    if device == "cpu":
+        return clocked
+    from .gpu import clocked as by_events
+
+    return by_events
 
 
 def _prepare(

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from effc.api import compile
-    from effc.artefact import load, save
+    from effc.artefact import build, load, save
     from effc.bisection import bisect
     from effc.dynamo import dynamo_backend
     from effc.explanation import explain
 
 __version__ = "0.1.0"
-__all__ = ["bisect", "compile", "dynamo_backend", "explain", "load", "save"]
+__all__ = ["bisect", "build", "compile", "dynamo_backend", "explain", "load", "save"]
 
 _HOMES = {
     "bisect": "effc.bisection",
+    "build": "effc.artefact",
     "compile": "effc.api",
     "dynamo_backend": "effc.dynamo",
     "explain": "effc.explanation",
@@ -33,4 +34,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'effc' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    from effc.collector import collector_paused
+
+    with collector_paused():
+        return getattr(import_module(_HOMES[name]), name)

@@ -5,7 +5,8 @@
     weights.safetensors   values; module.json says how they lie in memory and how a call maps on
     module.json           the graph: arguments, results, what is written back
     report.json           what `effc.explain` shows
-    kernels/              plan.txt, and each translation unit as source and object
+    kernels/              plan.txt, and each translation unit as source and object; of a GPU's
+                          kernels the Python, PTX or AMD's assembly, and binary for each target
 
 Loading plans the graph again, which gives the same plan, and takes its kernels from the objects;
 the plan is made as on the machine that built them. So neither the model's code nor a compiler is
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,14 +29,13 @@ import torch
 from torch import nn
 
 from effc import __version__
-from effc.api import Ahead, CompiledModule
-from effc.artefact_file import Contents, read_file, work_folder, write_file
+from effc.artefact_file import BINARY, Contents, read_file, work_folder, write_file
 from effc.artefact_spec import read_spec, write_spec
 from effc.artefact_tensors import read_tensors, write_tensors
 from effc.backends import Backend, Executable, Object, find_backend
 from effc.calling import Calling
-from effc.dump import write_dump
-from effc.engine import CompiledGraph
+from effc.collector import collector_paused
+from effc.compiled import CompiledGraph
 from effc.ir import (
     ArtefactError,
     EffcError,
@@ -48,14 +48,18 @@ from effc.ir import (
     parse,
     text,
 )
-from effc.pipeline import Stage
+from effc.module import Ahead, CompiledModule
+from effc.passes.base import Pipeline
+from effc.pipeline import run_pipeline
 from effc.record import Record
 from effc.report import Report
+from effc.stage import Stage
 
-__all__ = ["Artefact", "load", "read_artefact", "save"]
+__all__ = ["Artefact", "build", "load", "read_artefact", "save"]
 
 T = TypeVar("T")
 AHEAD = "compile it whole: effc.compile(model, example_inputs=(...)).save(path)"
+ELSEWHERE = "load it on a machine with such a device"
 REBUILD = "build its kernels for this machine: effc.load(path, rebuild=True)"
 
 # ------------------------------------------------------------------ saving
@@ -79,27 +83,76 @@ def save(compiled: nn.Module, path: str | os.PathLike[str]) -> None:
         "calling": run.calling.data(),
         "weights": [w.key for w in _weights(graph)],
         "native": executable.native,
-        "objects": [[o.name, list(o.functions)] for o in objects],
+        "objects": [o.row for o in objects],
     }
-    facts = {
-        "name": record.name, "target": record.target, "pipeline": record.pipeline,
-        "effc": __version__, "torch": torch.__version__,
-        "machine": executable.machine,
-    }  # fmt: skip
     with work_folder(path) as folder:
         values = folder / "weights.safetensors"
         module["tensors"] = write_tensors(values, tensors)
-        members = {
-            "graph.py": text(graph).encode(),
-            "capture.py": text(record.stages[0].graph).encode(),
-            "module.json": json.dumps(module, indent=1, allow_nan=False).encode(),
-            "report.json": record.report().json().encode(),
-            "kernels/plan.txt": executable.text.encode(),
-            **{f"kernels/{o.name}.cpp": o.source.encode() for o in objects},
-            **{f"kernels/{o.name}.so": o.code for o in objects},
-            "weights.safetensors": values,
-        }
-        write_file(folder, path, facts, members)
+        members = {**_members(record, module, objects), "weights.safetensors": values}
+        write_file(folder, path, _facts(record), members)
+
+
+def _facts(record: Record) -> dict[str, Any]:
+    return {
+        "name": record.name, "target": record.target, "pipeline": record.pipeline,
+        "effc": __version__, "torch": torch.__version__,
+        "machine": record.executable.machine,
+    }  # fmt: skip
+
+
+def _members(
+    record: Record, module: Mapping[str, Any], objects: Sequence[Object]
+) -> dict[str, bytes | Path]:
+    """Everything of a compiled graph but its weights' values."""
+    return {
+        "graph.py": text(record.stages[-1].graph).encode(),
+        "capture.py": text(record.stages[0].graph).encode(),
+        "module.json": json.dumps(module, indent=1, allow_nan=False).encode(),
+        "report.json": record.report().json().encode(),
+        "kernels/plan.txt": record.executable.text.encode(),
+        **{f"kernels/{name}": data for o in objects for name, data in o.files.items()},
+    }
+
+
+def build(
+    path: str | os.PathLike[str], targets: Sequence[str], out: str | os.PathLike[str]
+) -> None:
+    """Write a saved model anew for GPUs that need not be here: its plan, and for each target every
+    kernel's binary, so that loading it there compiles nothing.
+
+    path: what .save() of a model compiled for any target wrote. targets: "cuda:sm_90",
+    "hip:gfx942". Raises ArtefactError for what cannot be read or written, OptionError for an
+    unknown target, UnsupportedError where Triton is not installed.
+    """
+    from effc.backends.triton import TritonBackend  # which loading for the CPU does without
+    from effc.codegen.triton.compile import target
+
+    a = read_artefact(path)
+    backend = find_backend("triton")
+    assert isinstance(backend, TritonBackend)
+    chosen = [target(t) for t in dict.fromkeys(targets)]
+    captured = a.stages[0].graph
+    pipeline = Pipeline.parse(a.facts["pipeline"])
+    stages = run_pipeline(captured, pipeline, supports=backend.supports)
+    precision = a.facts["machine"].get("float32_matmul_precision")
+    told = {"captured": captured, "float32_matmul_precision": precision}
+    graph = stages[-1].graph
+    executable = backend.cross_compile(graph, chosen, told)
+    for weight in _weights(graph):
+        if weight.key not in a.tensors:
+            a.refuse(f"it has no values of weight {weight.key!r}", "save the model again")
+    record = Record(
+        a.facts["name"], a.facts["pipeline"], backend.name, stages, executable,
+        sizes=a.report.sizes,
+    )  # fmt: skip
+    module = {
+        **a.module, "weights": [w.key for w in _weights(graph)], "native": executable.native,
+        "objects": [o.row for o in executable.objects],
+    }  # fmt: skip
+    values = a.contents.members["weights.safetensors"]
+    members = {**_members(record, module, executable.objects), "weights.safetensors": values}
+    with work_folder(out) as folder:
+        write_file(folder, out, _facts(record), members)
 
 
 def _whole(compiled: Any) -> tuple[Ahead, CompiledGraph]:
@@ -155,6 +208,7 @@ class Artefact:
     module: Mapping[str, Any]
     report: Report
     objects: tuple[Object, ...]
+    device: str = "cpu"  # where its tensors are put
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -163,7 +217,9 @@ class Artefact:
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
         data = self.contents.members["weights.safetensors"]
-        return self.reading("weights", lambda: read_tensors(data, self.module["tensors"]))
+        return self.reading(
+            "weights", lambda: read_tensors(data, self.module["tensors"], self.device)
+        )
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -187,7 +243,12 @@ class Artefact:
 
     def dump(self, folder: str | os.PathLike[str]) -> Path:
         """Write it as a dump folder; returns the folder. Raises OptionError where it cannot."""
-        kernels = {o.name: o.source for o in self.objects}
+        from effc.dump import write_dump
+
+        kernels = {o.name: o.source for o in self.objects if not o.target}
+        for o in self.objects:
+            texts = [n for n in o.files if not n.endswith(BINARY)] if o.target else []
+            kernels |= {n: o.files[n].decode() for n in texts}
         plan = self.contents.members["kernels/plan.txt"].decode()
         record = self.record(SimpleNamespace(kernels=kernels, text=plan))
         files = {"manifest.json": self.contents.manifest}
@@ -270,13 +331,8 @@ def read_artefact(path: str | os.PathLike[str]) -> Artefact:
 def _taken_apart(bare: Artefact) -> Artefact:
     members = bare.contents.members
     module = json.loads(members["module.json"])
-    objects = tuple(
-        Object(
-            str(name), members[f"kernels/{name}.cpp"].decode(), members[f"kernels/{name}.so"],
-            tuple(map(str, functions)),
-        )
-        for name, functions in module["objects"]
-    )  # fmt: skip
+    files = {name.removeprefix("kernels/"): data for name, data in members.items()}
+    objects = tuple(Object.read(row, files) for row in module["objects"])
     for fact in ("name", "target", "pipeline", "effc", "torch"):
         if not isinstance(bare.facts[fact], str):
             raise ValueError(f"{fact} is no text")
@@ -289,6 +345,7 @@ def _taken_apart(bare: Artefact) -> Artefact:
 # ------------------------------------------------------------------ loading
 
 
+@collector_paused()
 def load(path: str | os.PathLike[str], rebuild: bool = False) -> nn.Module:
     """The model in a file that .save() wrote, called as the model was.
 
@@ -299,7 +356,9 @@ def load(path: str | os.PathLike[str], rebuild: bool = False) -> nn.Module:
     process, so load files only from where you would install a package from.
     """
     a = read_artefact(path)
-    executable = _executable(a, rebuild)
+    backend = _backend(a, rebuild)
+    a = replace(a, device=backend.device)
+    executable = _executable(a, backend, rebuild)
     record = a.record(executable)
     record.rebuilt = rebuild
     graph = record.stages[-1].graph
@@ -324,17 +383,21 @@ def load(path: str | os.PathLike[str], rebuild: bool = False) -> nn.Module:
     return CompiledModule(_module(record.name, a.tensors), ahead, None)
 
 
-def _executable(a: Artefact, rebuild: bool) -> Executable:
+def _backend(a: Artefact, rebuild: bool) -> Backend:
+    """What runs it. Refuses a machine that its code is not for."""
     try:
         backend = find_backend(a.facts["target"])
     except EffcError as e:
         a.refuse(e.what, e.fix or "install the package that has it")
+    if not rebuild and not (answer := backend.runs(a.facts["machine"])):
+        a.refuse(str(answer), REBUILD if backend.machine() else ELSEWHERE)
+    return backend
+
+
+def _executable(a: Artefact, backend: Backend, rebuild: bool) -> Executable:
     captured, graph = a.stages[0].graph, a.stages[-1].graph
     if rebuild:
         return _rebuilt(a, backend, graph, captured)
-    answer = backend.runs(a.facts["machine"])
-    if not answer:
-        a.refuse(str(answer), REBUILD)
     options = {"captured": captured, "kernels": bool(a.module["native"])}
     try:
         return backend.load(graph, a.objects, a.facts["machine"], options)

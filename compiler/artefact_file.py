@@ -28,13 +28,15 @@ from uuid import uuid4
 
 from effc.ir import ArtefactError
 
-__all__ = ["FORMAT", "Contents", "is_artefact", "read_file", "work_folder", "write_file"]
+__all__ = ["BINARY", "FORMAT", "Contents", "is_artefact", "read_file", "work_folder", "write_file"]
 
 FORMAT = 1  # raised when this effc could not read what the last one wrote, or the other way round
 MANIFEST = "manifest.json"
 SEAL = re.compile(rb"effc artefact (\d{4}) sha256 ([0-9a-f]{64})")
 SEAL_SIZE = len(b"effc artefact 0001 sha256 ") + 64
-MEMBER = re.compile(r"(\w+\.(py|json|safetensors)|kernels/[\w.-]{1,200}\.(cpp|so|txt))", re.ASCII)
+KINDS = "cpp|so|txt|py|ptx|cubin|amdgcn|hsaco"
+MEMBER = re.compile(rf"(\w+\.(py|json|safetensors)|kernels/[\w.-]{{1,200}}\.({KINDS}))", re.ASCII)
+BINARY = (".so", ".cubin", ".hsaco", ".safetensors")
 MEMBERS = 10_000  # at most
 TEXT = 64 << 20  # bytes of a text at most: texts are parsed, which takes many times their size
 AGAIN = "get or save the file again"
@@ -256,7 +258,7 @@ def _span(f: IO[bytes], info: zipfile.ZipInfo) -> _Span:
         raise ValueError(f"no artefact has a member called {name[:80]!r}")
     if info.compress_type != zipfile.ZIP_STORED or size != info.compress_size:
         raise ValueError(f"{name} is compressed")  # so sizes are bounded by the file's own
-    if size > TEXT and not name.endswith((".so", ".safetensors")):
+    if size > TEXT and not name.endswith(BINARY):
         raise ValueError(f"{name} has {size} bytes, and {TEXT} at most are allowed")
     f.seek(info.header_offset)
     header = f.read(30)

@@ -197,18 +197,29 @@ def dump(path: Path, out: Path | None) -> None:
 @cli.command()
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option("--rule", help="Only what happened with this rule.")
+@click.option("--target", "targets", multiple=True, help="A GPU: cuda:sm_90, hip:gfx942, h100.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def explain(path: Path, rule: str | None, as_json: bool) -> None:
+def explain(path: Path, rule: str | None, targets: tuple[str, ...], as_json: bool) -> None:
     """What each pass did, what it cost in accuracy, and why not.
 
     PATH is a dump folder, the report.json of one, or a saved model.
+
+    With --target: the kernels that a GPU would run, which need not be here. Registers, spills,
+    memory and instructions are what its compilers report; times are a roofline's estimates. PATH
+    may then be a graph in text form too.
 
     \b
     Examples:
       effc explain out
       effc explain model.effc
       effc explain out --rule FuseConvBias
+      effc explain model.effc --target cuda:sm_90 --target mi300x
     """
+    if targets:
+        from effc.gpu import explain_saved
+
+        shown = explain_saved(path, targets)
+        return echo(shown.json(), nl=False) if as_json else _show([shown])
     from effc.listing import read_reports
     from effc.render import rule_parts
     from effc.report import Explanation
@@ -221,6 +232,87 @@ def explain(path: Path, rule: str | None, as_json: bool) -> None:
         _show(rule_parts(whole.rule(rule)))
     else:
         _show([found])
+
+
+# ------------------------------------------------------------------ build
+
+
+@cli.command()
+@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--target", "targets", multiple=True, required=True, help="cuda:sm_90, hip:gfx942.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path))
+def build(model: Path, targets: tuple[str, ...], output: Path | None) -> None:
+    """Compile a saved model for GPUs, none of which need be here.
+
+    MODEL is what .save() wrote, for whatever target. The new file holds every kernel for every
+    target, as source, PTX or AMD's assembly, and binary; effc.load on such a device compiles
+    nothing.
+
+    \b
+    Examples:
+      effc build model.effc --target cuda:sm_90
+      effc build model.effc --target cuda:sm_80 --target hip:gfx942 -o gpu.effc
+    """
+    from effc.artefact import build as run
+    from effc.listing import artefact_parts
+
+    path = output or model.with_name(f"{model.stem}.gpu.effc")
+    run(model, targets, path)
+    echo(f"wrote {path}", err=True)
+    _show(artefact_parts(path))
+
+
+# ------------------------------------------------------------------ race
+
+
+def _numbers(_ctx: click.Context, parameter: click.Parameter, given: str | None) -> Any:
+    """`4,2` as (4, 2)."""
+    if given is None:
+        return None
+    try:
+        return tuple(int(n) for n in given.split(","))
+    except ValueError:
+        raise click.BadParameter(f"not one to three numbers: {given!r}", param=parameter) from None
+
+
+@cli.command()
+@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("kernel", required=False)
+@click.option("--size", "sizes", multiple=True, help="Of a model's symbol: s0=4.")
+@click.option("--grid", default="1", show_default=True, callback=_numbers, help="Of PTX: 4,2.")
+@click.option("--block", callback=_numbers, help="Of PTX that does not say it.")
+@click.option("--shared", default=0, help="Dynamic bytes of a block, of PTX.")
+@click.option("--arg", "arguments", multiple=True, help="Of PTX, each parameter: f32[64,8], 64.")
+@click.option("--rtol", default=0.0, help="How far results of two schedules may be apart.")
+@click.option("--atol", default=0.0, help="For sums by atomics, whose order is free.")
+def race(
+    path: Path, kernel: str | None, sizes: tuple[str, ...], grid: Any, block: Any, shared: int,
+    arguments: tuple[str, ...], rtol: float, atol: float,
+) -> None:  # fmt: skip
+    """Look for missing barriers and accesses out of place in GPU kernels, on the CPU.
+
+    PATH is a saved model, whose plan for a GPU runs once with random inputs (KERNEL: only launches
+    of that one), or a PTX file. Each launch runs under six orders of its threads, and every access
+    is checked: keep sizes small. Exit code 1 where something is found.
+
+    \b
+    Examples:
+      effc race model.effc
+      effc race model.effc rows_403140f1 --size s0=2
+      effc race softmax.ptx --grid 4 --arg f32[4,64] --arg f32[4,64] --arg 64
+    """
+    from effc.artefact_file import is_artefact
+    from effc.racing import race_ptx, race_saved
+    from effc.rerun import sizes_of
+
+    if not is_artefact(path):
+        report = race_ptx(path, kernel, grid, block, arguments, shared, rtol=rtol, atol=atol)
+        echo(report)
+        sys.exit(1 if report else 0)
+    found = race_saved(
+        path, kernel, sizes_of(sizes), lambda r: echo(f"{r.node}: {r.report}"), rtol=rtol, atol=atol
+    )
+    sys.exit(1 if any(r.report for r in found) else 0)
 
 
 # ------------------------------------------------------------------ demo, cache
@@ -283,7 +375,9 @@ def _split(_ctx: click.Context, _parameter: click.Parameter, given: tuple[str, .
 @click.argument("suites", nargs=-1)
 @click.option("--only", multiple=True, callback=_split, help="Cases by name: llama,gpt2.")
 @click.option("--peers", multiple=True, callback=_split, help="Ways by name: inductor,openvino.")
-@click.option("--precision", multiple=True, callback=_split, help="fp32, bf16; both by default.")
+@click.option(
+    "--precision", multiple=True, callback=_split, help="fp32, bf16, of gpu also tf32, fp16."
+)
 @click.option("--threads", multiple=True, type=click.IntRange(1), default=(1,), show_default=True)
 @click.option(
     "--rounds", type=click.IntRange(1), help="Samples of every way; each suite has its own."
@@ -300,9 +394,10 @@ def bench(
     """Compare effc with eager, Inductor, ONNX Runtime and OpenVINO on this machine.
 
     SUITES are limits (what the machine can do at most), kernels (single operators), models and
-    compile (times of the first call); without a name all four, which takes hours. ops, by name
-    only, checks results over torch's operator database. JSON is written to --out after every case,
-    tables and pictures after every suite, also after Ctrl-C.
+    compile (times of the first call); without a name all four, which takes hours. By name only:
+    ops checks results over torch's operator database; gpu measures target triton on a GPU beside
+    Inductor, cuBLAS and torch's attention, with parts of the data sheet's roofline. JSON is written
+    to --out after every case, tables and pictures after every suite, also after Ctrl-C.
 
     \b
     Examples:
@@ -315,7 +410,7 @@ def bench(
     try:
         from effc.benchmarks.command import Options
         from effc.benchmarks.command import main as run
-        from effc.benchmarks.peers import PRECISIONS
+        from effc.benchmarks.gpu import PRECISIONS
     except ImportError as e:
         if (e.name or "").partition(".")[0] == "effc":
             raise
@@ -323,9 +418,8 @@ def bench(
     unknown = set(precision) - set(PRECISIONS)
     if unknown:
         raise OptionError(f"no precision {min(unknown)!r}", fix=f"use {', '.join(PRECISIONS)}")
-    chosen = tuple(p for p in PRECISIONS if not precision or p in precision)
     sys.exit(
-        run(suites, Options(only, threads, rounds, peers, chosen, Path(out), resume, patience))
+        run(suites, Options(only, threads, rounds, peers, precision, Path(out), resume, patience))
     )
 
 

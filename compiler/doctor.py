@@ -37,7 +37,8 @@ def examine() -> list[Finding]:
     """Everything, in the order in which it is needed."""
     found = [_python(), _torch()]
     if usable(found):  # all below imports torch
-        found += [_registered(), *_cpu(), _compiler(), _openmp(), *_gpu(), _cache(), *_targets()]
+        found += [_registered(), *_cpu(), _compiler(), _openmp(), *_gpu(), _cuda(), _cache()]
+        found += [_schedules(), *_targets(found)]
     return [*found, *_extras()]
 
 
@@ -136,11 +137,37 @@ def _gpu() -> Iterator[Finding]:
             major, minor = torch.cuda.get_device_capability(i)
             name = torch.cuda.get_device_name(i)
             yield Finding("gpu", "ok", f"{name}, compute capability {major}.{minor}")
+    yield _driver()
     triton = _version("triton")
     if triton:
         yield Finding("triton", "ok", triton)
     else:
         yield Finding("triton", "missing", "not installed", 'pip install "effc[gpu]"')
+
+
+def _driver() -> Finding:
+    """What loads and launches kernels on a GPU."""
+    import torch
+
+    from effc.backends.gpu.driver import find_driver
+    from effc.ir import No
+
+    found = find_driver()
+    if not isinstance(found, No):
+        return Finding("gpu driver", "ok", str(found.library._name))
+    fix = "run on a machine with a GPU; target ptx-host runs the same kernels on the CPU"
+    if torch.version.cuda is None and torch.version.hip is None:
+        fix = "install a build of torch with CUDA or ROCm (https://pytorch.org/get-started)"
+    return Finding("gpu driver", "missing", str(found), fix)
+
+
+def _cuda() -> Finding:
+    from effc.codegen.cuda.toolchain import MissingCuda, find_cuda
+
+    found = find_cuda()
+    if isinstance(found, MissingCuda):
+        return Finding("cuda", "missing", found.reason, found.fix)
+    return Finding("cuda", "ok", str(found))
 
 
 def _cache() -> Finding:
@@ -155,30 +182,46 @@ def _cache() -> Finding:
     return Finding("cache", "missing", f"{shown}: {place} cannot be written", fix)
 
 
+def _schedules() -> Finding:
+    from effc.backends.cpu.tuning import stored
+
+    folder, count = stored()
+    return Finding("schedules", "ok", f"{folder}, products timed: {count}")
+
+
 def _size(folder: Path) -> str:
     sizes = [p.stat().st_size for p in folder.rglob("*") if p.is_file()] if folder.exists() else []
     return f"{amount(sum(sizes), 'B')} in {len(sizes)} files" if sizes else "empty"
 
 
-def _targets() -> Iterator[Finding]:
+NEEDS = {  # what each target needs of the findings before it
+    "cpu": ("cpu", "compiler"),
+    "ptx-host": ("triton", "compiler"),
+    "cuda-host": ("triton", "cuda", "compiler"),
+    "triton": ("triton", "gpu driver", "compiler"),
+}
+
+
+def _targets(before: list[Finding]) -> Iterator[Finding]:
     """What each backend can do here."""
     from effc.backends import backend_names, find_backend
     from effc.ir import EffcError
 
-    lacking = [f for f in (*_cpu(), _compiler()) if f.state != "ok" and f.fix]
     for name in backend_names():
         try:
             found = find_backend(name)
         except EffcError as e:
             yield Finding(f"target {name}", "missing", e.why or e.what, e.fix or "")
             continue
-        about = (type(found).__doc__ or name).strip().splitlines()[0]
-        if name == "cpu" and lacking:
+        needed = NEEDS.get(name, ())
+        lacking = [f for f in before if f.name in needed and f.state != "ok" and f.fix]
+        if lacking:
+            what = "runs through ATen only" if name == "cpu" else f"lacks {lacking[0].name}"
             yield Finding(
-                "target cpu", "missing", f"runs through ATen only: {lacking[0].value}",
-                lacking[0].fix,
-            )  # fmt: skip
+                f"target {name}", "missing", f"{what}: {lacking[0].value}", lacking[0].fix
+            )
         else:
+            about = (type(found).__doc__ or name).strip().splitlines()[0]
             yield Finding(f"target {name}", "ok", about)
 
 

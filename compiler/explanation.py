@@ -9,11 +9,11 @@ this file only.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import nn
@@ -22,15 +22,32 @@ from effc.ir import EffcError, InputError
 from effc.record import Break, Record
 from effc.report import Explanation
 
+if TYPE_CHECKING:
+    from effc.gpu import GpuExplanation
+
 __all__ = ["explain", "graph_break", "records_of"]
 
 
-def explain(compiled: Any) -> Explanation:
+@overload
+def explain(compiled: Any, target: None = None) -> Explanation: ...
+@overload
+def explain(compiled: Any, target: str | Sequence[str]) -> GpuExplanation: ...
+def explain(
+    compiled: Any, target: str | Sequence[str] | None = None
+) -> Explanation | GpuExplanation:
     """What effc did for a compiled module or function: a report for each of its graphs.
+
+    target: GPUs that need not be here, as "cuda:sm_90", "hip:gfx942" or a device's name; the result
+    is then a table of the kernels they would run.
 
     Raises InputError for what effc did not compile, and for what was never called.
     """
     records, notes = records_of(compiled)
+    if target is not None:
+        from effc.gpu import explain_records
+
+        targets = [target] if isinstance(target, str) else target
+        return explain_records(_name(compiled), records, targets)
     breaks = list(dict.fromkeys(r.graph_break for r in records if r.graph_break is not None))
     return Explanation(
         _name(compiled), [r.report() for r in records], breaks, notes, records=records

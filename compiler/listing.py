@@ -141,7 +141,9 @@ def artefact_parts(path: Path) -> Iterator[Any]:
     yield from _brief_parts(a.report)
     table = grid("", "")
     table.add_row("written by", f"effc {a.facts['effc']}, torch {a.facts['torch']}")
-    table.add_row("built for", str(a.facts["machine"].get("capability", "any machine")))
+    machine = a.facts["machine"]
+    built = ", ".join(machine.get("targets", ())) or str(machine.get("capability", "any machine"))
+    table.add_row("built for", built)
     table.add_row("kernels", str(sum(len(o.functions) for o in a.objects)))
     yield table
     yield Text("")

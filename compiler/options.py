@@ -25,6 +25,8 @@ class Options:
     fallback: who runs graphs that are not taken (training, refusals): "aten" or "inductor".
     measure: run the reference interpreter around every pass and record the error it adds.
     verify: check every graph and its text after every pass.
+    tune: measure schedules of kernels of which nothing is known yet, some 0.1 s for each; the times
+    are kept in the cache folder, where every later compilation finds them.
 
     float32_matmul_precision: "highest", "high" or "medium", with the meaning they have for
     torch.set_float32_matmul_precision; None is what is set there when a graph is compiled. A
@@ -44,6 +46,7 @@ class Options:
     measure: bool = False
     verify: bool = bool(os.environ.get("EFFC_VERIFY"))
     float32_matmul_precision: str | None = None
+    tune: bool = False
 
     @staticmethod
     def of(given: Mapping[str, Any] | None) -> Options:

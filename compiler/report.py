@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import sympy
+from typing import TYPE_CHECKING, Any
 
 from effc import plain
-from effc.difference import Difference
 from effc.ir import Graph, NearMiss, Op, RuleStats, evaluate, nearest, node_text, symbol
 from effc.ir.errors import OptionError
-from effc.ir.symbols import dim_text
-from effc.pipeline import Stage
+from effc.ir.symbols import dim_text, symbolic
 from effc.record import Break, Guard, Record
+
+if TYPE_CHECKING:
+    from effc.difference import Difference
+    from effc.stage import Stage
 
 __all__ = ["VERSION", "Break", "Explanation", "Report", "sized"]
 
@@ -239,7 +239,7 @@ def _stage(stage: Stage, sizes: Mapping[str, int | float]) -> StageRow:
 def sized(value: Any, sizes: Mapping[str, int | float]) -> float | str:
     """A cost with sizes put in; text where some are not known."""
     env = {symbol(k): v for k, v in sizes.items()}
-    if not isinstance(value, sympy.Basic):
+    if not symbolic(value):
         return value
     missing = value.free_symbols - env.keys()
     return dim_text(value) if missing else evaluate(value, env)  # type: ignore[return-value]

@@ -53,6 +53,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 _CACHE = pytest.StashKey[str]()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a GPU: torch.cuda.is_available() is False here")
+        for item in marked:
+            item.add_marker(skip)
+
+
 # ------------------------------------------------------------------ golden text
 
 

@@ -157,7 +157,7 @@ def zipped(path, *members, compression=zipfile.ZIP_STORED, seal=b"0" * 64):
 
 @pytest.mark.parametrize(
     "name",
-    ["../graph.py", "/etc/graph.py", "kernels/../../a.so", "a/b.py", "kernels/a.py", "code.pkl",
+    ["../graph.py", "/etc/graph.py", "kernels/../../a.so", "a/b.py", "kernels/a.sh", "code.pkl",
      "kernels/.so/a.so", "kernels\\a.so", "graph.py/"],
 )  # fmt: skip
 def test_names_that_no_artefact_has(path, name):

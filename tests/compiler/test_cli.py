@@ -213,6 +213,26 @@ def test_doctor_names_the_fix_for_a_missing_compiler(monkeypatch):
     assert by_name["target cpu"]["state"] == "missing"
 
 
+def test_doctor_names_what_each_gpu_target_lacks(monkeypatch):
+    from effc import doctor as room
+    from effc.backends.gpu import driver
+    from effc.ir import no
+
+    version = room._version
+    monkeypatch.setattr(room, "_version", lambda name: None if name == "triton" else version(name))
+    monkeypatch.setattr(driver, "find_driver", lambda: no("torch finds no GPU"))
+    by_name = {f.name: f for f in room.examine()}
+    assert by_name["gpu driver"].value == "torch finds no GPU" and by_name["gpu driver"].fix
+    for target in ("ptx-host", "cuda-host", "triton"):
+        found = by_name[f"target {target}"]
+        assert found.state == "missing" and found.fix
+    assert by_name["target ptx-host"].fix == 'pip install "effc[gpu]"'
+    monkeypatch.setattr(room, "_version", lambda name: "3.9.0" if name == "triton" else None)
+    by_name = {f.name: f for f in room.examine()}
+    assert by_name["target ptx-host"].state == "ok"
+    assert by_name["target triton"].value == "lacks gpu driver: torch finds no GPU"
+
+
 def test_doctor_starts_without_torch():
     """A subprocess in which torch cannot be imported."""
     code = "import sys; sys.modules['torch'] = None; from effc.cli import main; main(['doctor'])"
@@ -267,7 +287,7 @@ def test_unknown_command_names_the_nearest(capsys):
     assert code == 2 and "unknown command 'dctor': did you mean 'doctor'?" in error
 
 
-@pytest.mark.parametrize("command", ["opt", "passes", "dump", "explain", "demo"])
+@pytest.mark.parametrize("command", ["opt", "passes", "dump", "explain", "build", "race", "demo"])
 def test_help_has_examples(command):
     done = run(command, "--help")
     assert f"\n    effc {command}" in done.stdout

@@ -11,6 +11,7 @@ GUIDES = {
     "write_a_rule.py": "because the factor -3.0 is negative",
     "write_a_pass.py": "clip-activations{limit=1.0}: 1 rewrites",
     "add_an_op.py": "squared_relu",
+    "write_a_gpu_kernel.py": "largest difference from eager",
     "read_a_dump.py": "report.json has:",
 }
 
