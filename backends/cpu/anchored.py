@@ -51,12 +51,13 @@ def check(node: Op) -> Answer:
 def _fits(n: Op, anchor: Op, shuffle: Op | None) -> Answer:
     if n is anchor or n is shuffle:
         return yes
-    if n.shape != anchor.shape and anchor in _sources(n):
+    if n.shape != anchor.shape and anchor in sources_of(n):
         return no("{} is not of the shape of the {}", n.name, anchor.name, at=n)
     return is_pointwise(n)
 
 
-def _sources(node: Op) -> set[Op]:
+def sources_of(node: Op) -> set[Op]:
+    """All that a node is computed from."""
     found: set[Op] = set()
     stack = [node]
     while stack:

@@ -16,28 +16,36 @@ from .lowering import lowers
 
 @dataclass(frozen=True)
 class Way:
-    """concerns: whether its reason is the one to tell when no way fits."""
+    """concerns: whether a region is this way's to take or to refuse."""
 
     concerns: Callable[[Op], bool]
     check: Callable[[Any], Answer]
     lower: Callable[[Builder, Any], None]
 
 
-WAYS: list[Way] = [
+@dataclass(frozen=True)
+class Ways:
+    """Of those given, the first that a region concerns takes it, or says why not."""
+
+    ways: tuple[Way, ...]
+
+    def check(self, node: Any) -> Answer:
+        way = self._of(node)
+        return no("no kernel computes such a region", at=node) if way is None else way.check(node)
+
+    def lower(self, b: Builder, node: Any) -> None:
+        way = self._of(node)
+        assert way is not None
+        way.lower(b, node)
+
+    def _of(self, node: Any) -> Way | None:
+        return next((way for way in self.ways if way.concerns(node)), None)
+
+
+WAYS = Ways((
     Way(anchored.concerns, anchored.check, anchored.lower),
     Way(group_norm.concerns, group_norm.check, group_norm.lower),
     Way(rows.concerns, rows.check, rows.lower),
     Way(lambda node: True, pointwise.check, pointwise.lower),
-]
-
-
-def check(node: Any) -> Answer:
-    for way in WAYS:
-        if way.concerns(node):
-            return way.check(node)
-    return no("no kernel computes such a region", at=node)
-
-
-@lowers("fused", check=check)
-def lower(b: Builder, node: Any) -> None:
-    next(way for way in WAYS if way.concerns(node)).lower(b, node)
+))  # fmt: skip
+lowers("fused", check=WAYS.check)(WAYS.lower)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from effc.codegen.cpp import scalar
 from effc.codegen.cpp.loops import Nest, Operand
 from effc.codegen.cpp.pointwise import NEVER, pointwise
+from effc.codegen.scalar import Language
 from effc.ir import Op, no
 from effc.ir.ops.pointwise import Pointwise
 from effc.ir.rewrite import Answer
@@ -20,18 +22,19 @@ from .regions import Region, broadcast, check_body, layout_order, same_shapes
 POINTERS = 60  # the runner's table of addresses has 64 places
 
 
-def is_pointwise(node: Op) -> Answer:
-    """Whether the node can be computed element by element in our kernels."""
+def is_pointwise(node: Op, language: Language = scalar.CPP) -> Answer:
+    """Whether the node can be computed element by element in kernels of a language."""
     if not isinstance(node, Pointwise):
         return no("{} is not pointwise", node.name, at=node)
-    return scalar.check(node)
+    return language.check(node)
 
 
-def check(node: Op) -> Answer:
+def check(node: Op, language: Language = scalar.CPP) -> Answer:
     region = Region.of(node)
     if len(region.leaves) + len(region.outputs) > POINTERS:
         return no("{} operands and results, {} fit", len(region.leaves), POINTERS, at=node)
-    return check_body(region, is_pointwise) and same_shapes(region)
+    allowed = partial(is_pointwise, language=language)
+    return check_body(region, allowed) and same_shapes(region)
 
 
 def lower(b: Builder, node: Op) -> None:

@@ -19,9 +19,11 @@ from effc.ir import Op, no, yes
 from effc.ir.rewrite import Answer
 from effc.ir.symbols import product
 
+from ..cpu.anchored import sources_of
 from ..cpu.builder import Builder
 from ..cpu.memory import Ref
 from ..cpu.movers import channels_split, pixels_split
+from ..cpu.pointwise import POINTERS
 from ..cpu.regions import Region, broadcast, check_body
 from . import convolution, products
 from .lowering import lowers
@@ -34,7 +36,6 @@ MAKERS = {
 }  # fmt: skip
 CHECKS = {name: convolution.check if name[:4] == "conv" else products.is_product for name in MAKERS}
 STORES = ("pixel_shuffle", "to_layout")
-POINTERS = 60  # a launch takes 4 KB of arguments
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Parts:
         while last.name in STORES and last in computed:
             stores.insert(0, last)
             last = last.operands[0]
-        above = _sources(left_of(anchors[0])) | {left_of(anchors[0])}
+        above = sources_of(left_of(anchors[0])) | {left_of(anchors[0])}
         before = tuple(n for n in computed if n in above and n not in anchors)
         known = {*anchors, *before, *stores}
         rest = tuple(n for n in computed if n not in known)
@@ -69,17 +70,6 @@ class Parts:
 
 def left_of(anchor: Any) -> Op:
     return anchor.a if anchor.name == "matmul" else anchor.x
-
-
-def _sources(node: Op) -> set[Op]:
-    found: set[Op] = set()
-    stack = [node]
-    while stack:
-        for o in stack.pop().operands:
-            if o not in found:
-                found.add(o)
-                stack.append(o)
-    return found
 
 
 # ------------------------------------------------------------------ what is taken
@@ -109,7 +99,7 @@ def _fits(n: Op, parts: Parts) -> Answer:
         return yes
     if n in parts.before:
         return is_pointwise(n)
-    if n.shape != anchor.shape and any(a in _sources(n) for a in parts.anchors):
+    if n.shape != anchor.shape and any(a in sources_of(n) for a in parts.anchors):
         return no("{} is not of the shape of the {}", n.name, anchor.name, at=n)
     return is_pointwise(n)
 

@@ -16,9 +16,10 @@ from effc.ir.types import Tensor, f32
 
 from ..cpu.builder import Builder
 from ..cpu.memory import Ref, whole
+from ..cpu.pointwise import POINTERS
 from ..cpu.regions import Region, broadcast, check_body
 from .lowering import call, lowers
-from .pointwise import POINTERS, is_pointwise
+from .pointwise import is_pointwise
 from .products import device, precision
 
 DTYPES = ("f32", "f16", "bf16")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from effc.codegen.cpp.loops import Nest, Operand
@@ -9,39 +10,24 @@ from effc.codegen.triton import scalar
 from effc.codegen.triton.pointwise import loop_nest, pointwise
 from effc.codegen.triton.scalar import constant
 from effc.codegen.triton.tile import Tile
-from effc.ir import Op, no
-from effc.ir.ops.pointwise import Pointwise
-from effc.ir.rewrite import Answer
+from effc.ir import Op
 
+from ..cpu import pointwise as cpu
 from ..cpu.builder import Builder
 from ..cpu.memory import Ref
 from ..cpu.movers import MOVES, order_of
-from ..cpu.pointwise import in_place
-from ..cpu.regions import Region, broadcast, check_body, layout_order, same_shapes
+from ..cpu.regions import Region, broadcast, layout_order
 from .lowering import GPU, call, lowers, offsets
 
-POINTERS = 60  # a launch takes 4 KB of arguments
-
-
-def is_pointwise(node: Op) -> Answer:
-    """Whether the node can be computed element by element in our kernels."""
-    if not isinstance(node, Pointwise):
-        return no("{} is not pointwise", node.name, at=node)
-    return scalar.check(node)
-
-
-def check(node: Op) -> Answer:
-    region = Region.of(node)
-    if len(region.leaves) + len(region.outputs) > POINTERS:
-        return no("{} operands and results, {} fit", len(region.leaves), POINTERS, at=node)
-    return check_body(region, is_pointwise) and same_shapes(region)
+is_pointwise = partial(cpu.is_pointwise, language=scalar.TRITON)
+check = partial(cpu.check, language=scalar.TRITON)
 
 
 def lower(b: Builder, node: Op) -> None:
     region = Region.of(node)
     shape = region.outputs[0].shape
     leaves = {leaf: broadcast(b, ref, shape) for leaf, ref in region.refs(b).items()}
-    outs = in_place(b, node, region, list(leaves.values())) or b.results(node)
+    outs = cpu.in_place(b, node, region, list(leaves.values())) or b.results(node)
     refs = [*outs, *leaves.values()]
     nest = Nest(shape, tuple(Operand(r.dtype, r.strides) for r in refs))
     made = pointwise(
