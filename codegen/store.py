@@ -85,6 +85,20 @@ class Entry:
         return self.folder / name
 
 
+def made_once(kind: str, key: str, make: Callable[[Path], dict[str, Any]]) -> Entry:
+    """The entry of the cache folder, made there first if need be.
+
+    Where the folder cannot be written, it is made where this process alone sees it.
+    """
+    store = Store(cache_dir())
+    if entry := store.get(kind, key):
+        return entry
+    try:
+        return store.put(kind, key, make)[0]
+    except StoreError:
+        return Store(private_folder()).put(kind, key, make)[0]
+
+
 class Store:
     """Entries under one root. Reading needs no permission to write."""
 

@@ -134,7 +134,6 @@ def _features(machine: Mapping[str, Any]) -> CpuFeatures:
 
 def build(plan: Plan, options: Options, kind: type[Program] = Program) -> Program:
     """Compile and load the plan's kernels; a plan without any needs no compiler."""
-    plan.numbered  # noqa: B018  numbers the roots
     cpu = detect()
     known = cpu if isinstance(cpu, CpuFeatures) else None
     program = kind(plan, options.threads, cpu=known)
@@ -172,7 +171,6 @@ def attach(
     A kernel counts as there if its text is in the source of the object that has its name: what
     calls it was made for that very text.
     """
-    plan.numbered  # noqa: B018  numbers the roots
     program = kind(plan, options.threads)
     found = {name: o for o in objects for name in o.functions}
     for kernel in _native(plan):

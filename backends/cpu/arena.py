@@ -26,7 +26,7 @@ class Arena:
         """None where sizes are known only at a call."""
         if has_symbols([r.nbytes for r in self.roots]):
             return None
-        return self.offsets(lambda n: n)[1]  # type: ignore[arg-type, return-value]
+        return self.offsets(int)[1]  # type: ignore[arg-type]  # sizes are numbers already
 
 
 def layout(roots: Sequence[Root]) -> Arena:
@@ -34,7 +34,7 @@ def layout(roots: Sequence[Root]) -> Arena:
     ours = tuple(r for r in roots if r.kind == "arena")
     lives = [(r.first, r.last) for r in ours]
     if not has_symbols([r.nbytes for r in ours]):
-        fixed = assign([aligned(r.nbytes) for r in ours], lives)  # type: ignore[arg-type]
+        fixed = assign([aligned(int(r.nbytes)) for r in ours], lives)
         return Arena(ours, lambda number: fixed)
     places = share(ours)
     count = max(places, default=-1) + 1

@@ -245,7 +245,8 @@ class Builder:
         if not isinstance(node.type, tuple):
             return [whole(self.own(node, node.tensor))]
         items = {u.index: u for u in self.graph.users[node] if isinstance(u, Item)}
-        return [whole(self.own(items.get(i, node), t)) for i, t in enumerate(node.type)]  # type: ignore[arg-type]
+        types: Any = node.type  # tensors all: `dense_elements` lets nothing else come here
+        return [whole(self.own(items.get(i, node), t)) for i, t in enumerate(types)]
 
     # -------------------------------------------------------------- steps
 

@@ -32,7 +32,6 @@ class CpuExecutable(Executable):
     ) -> None:  # fmt: skip
         self.plan, self.program, self.graph = plan, program, graph
         self.native, self.machine = native, machine or {}
-        plan.numbered  # noqa: B018  numbers the roots
         self.launches = plan.launches
         self.kernels = {k.name: k.source for k in plan.kernels.values()}
         self.memory = plan.arena.nbytes
@@ -86,7 +85,7 @@ class CpuBound(Bound):
         except (AttributeError, TypeError):
             return self._refuse(inputs)
         try:
-            frame = idle.pop()  # type: ignore[union-attr]
+            frame = idle.pop()  # type: ignore[union-attr]  # None.pop is one of the cases below
         except (AttributeError, IndexError):  # none yet, or all in use by other threads
             frame = self._make(key, inputs)
         grad = self._hosted and torch.is_grad_enabled()  # kernels know no gradients

@@ -52,9 +52,9 @@ class Frame:
             "refuse": refuse, "error": self.error, "out_of_range": self._out_of_range,
             "threads": self.program.resource,
         }  # fmt: skip
-        for i, (node, root) in enumerate(zip(self.plan.graph.inputs, self.plan.inputs)):
+        for i, root in enumerate(self.plan.inputs):
             if isinstance(root, Root):
-                names[f"dtype{i}"] = node.of.dtype.torch  # type: ignore[union-attr]
+                names[f"dtype{i}"] = root.dtype.torch
                 names[f"strides{root.slot}"] = self.numbers(root.strides)
         for root in self.plan.output_roots:
             names[f"shape{root.slot}"] = self.numbers(root.shape)

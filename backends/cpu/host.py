@@ -40,7 +40,8 @@ def fallback(b: Builder, node: Op, reason: No | None) -> None:
         b.values[node] = whole = b.new_slot()
         b.host(kind, call, node, reference_call(b, node, slots, whole), slots, reason)
         return
-    roots = [b.new_root("dynamic", node, t, owned=False, pins=pins) for t in results]  # type: ignore[arg-type]
+    tensors = [t for t in results if isinstance(t, Tensor)]  # all of them
+    roots = [b.new_root("dynamic", node, t, owned=False, pins=pins) for t in tensors]
     b.host(kind, call, node, reference_call(b, node, slots, roots), slots, reason)
     if isinstance(node.type, tuple):
         b.set_results(node, roots)
@@ -84,10 +85,16 @@ def reference_call(b: Builder, node: Op, slots: Sequence[int], into: Sequence[Ro
         simple = all(isinstance(f, Op) for f in fields)
         if simple and len(fields) == 1:
             (a,) = slots
-            get: Callable[[], Any] = lambda: run(v[a])  # noqa: E731
+
+            def get() -> Any:
+                return run(v[a])
+
         elif simple and len(fields) == 2:
             first, second = place[fields[0]], place[fields[1]]
-            get = lambda: run(v[first], v[second])  # noqa: E731
+
+            def get() -> Any:
+                return run(v[first], v[second])
+
         else:
             swap = dict(zip(map(id, bound.operands), node.operands, strict=True))
 
@@ -112,7 +119,7 @@ def reference_call(b: Builder, node: Op, slots: Sequence[int], into: Sequence[Ro
 def _bound_call(node: Op, bound: Op, frame: Frame) -> Callable[..., Any]:
     if node.regions:
         env = frame.numbers.env
-        return lambda *args: bound.run_region(env, *args)  # type: ignore[attr-defined]
+        return lambda *args: bound.run_region(env, *args)  # type: ignore[attr-defined]  # has regions
     return bound.reference
 
 

@@ -42,17 +42,14 @@ class Plan:
     sizes: Sizes
     equal: list[tuple[Dim, Dim]]  # sizes that broadcasting takes to be equal
     alignment: int = 1  # of addresses that kernels get, in bytes
+    # Roots that kernels touch; their place here is their place in the table of addresses.
+    numbered: list[Root] = field(init=False)
 
-    @cached_property
-    def numbered(self) -> list[Root]:
-        """Roots that kernels touch; their place here is their place in the table of addresses."""
-        used: dict[Root, None] = {}
-        for step in self.steps:
-            if isinstance(step, KernelCall):
-                used.update((ref.root, None) for ref in step.refs)
-        for number, root in enumerate(used):
+    def __post_init__(self) -> None:
+        calls = (s for s in self.steps if isinstance(s, KernelCall))
+        self.numbered = list(dict.fromkeys(ref.root for call in calls for ref in call.refs))
+        for number, root in enumerate(self.numbered):
             root.number = number
-        return list(used)
 
     @cached_property
     def arena(self) -> Arena:
@@ -62,7 +59,7 @@ class Plan:
     def output_roots(self) -> list[Root]:
         return [r for r in self.numbered if r.kind == "output"]
 
-    @cached_property
+    @property
     def kernels(self) -> dict[str, AnyKernel]:
         """Distinct kernels by name, in order of first use."""
         calls = (s for s in self.steps if isinstance(s, KernelCall))

@@ -169,25 +169,34 @@ def call(
 # ------------------------------------------------------------------ what each op does to a row
 
 
-def emit(p: Program, node: Any) -> Value:
-    """The node's statements; its value is p.nodes[node]."""
-    if node.pointwise:
-        return p.pointwise(node)
-    x = p.nodes[node.x]
-    work = F64 if x.dtype.name == "f64" else F32
-    if node.name in REDUCTIONS:
-        made = _reduced(p, node, x)
-    elif node.name in ("softmax", "log_softmax"):
-        made = _softmax(p, p.cast(x, work), work, log=node.name == "log_softmax")
-    else:
-        bias = getattr(node, "bias", None)
-        made = normalised(
-            p, x, work, node.eps, node.name == "layer_norm",
-            p.nodes[node.weight] if node.weight is not None else None,
-            p.nodes[bias] if bias is not None else None,
-        )  # fmt: skip
-    p.nodes[node] = p.cast(made, node.dtype)
-    return p.nodes[node]
+def emitter(
+    reduced: Callable[..., Value], softmax: Callable[..., Value], normalised: Callable[..., Value]
+) -> Callable[[Any, Any], Value]:
+    """What makes a node's statements; its value is p.nodes[node].
+
+    A language says the three: reduced(p, node, x), softmax(p, x, work, log), and normalised.
+    """
+
+    def emit(p: Any, node: Any) -> Value:
+        if node.pointwise:
+            return p.pointwise(node)
+        x = p.nodes[node.x]
+        work = F64 if x.dtype.name == "f64" else F32
+        if node.name in REDUCTIONS:
+            made = reduced(p, node, x)
+        elif node.name in ("softmax", "log_softmax"):
+            made = softmax(p, p.cast(x, work), work, log=node.name == "log_softmax")
+        else:
+            bias = getattr(node, "bias", None)
+            made = normalised(
+                p, x, work, node.eps, node.name == "layer_norm",
+                p.nodes[node.weight] if node.weight is not None else None,
+                p.nodes[bias] if bias is not None else None,
+            )  # fmt: skip
+        p.nodes[node] = p.cast(made, node.dtype)
+        return p.nodes[node]
+
+    return emit
 
 
 def _reduced(p: Program, node: Any, x: Value) -> Value:
@@ -226,6 +235,8 @@ def normalised(
         y = p.let(work, "{0} * {1}", y, p.cast(weight, work))
     return y if bias is None else p.let(work, "{0} + {1}", y, p.cast(bias, work))
 
+
+emit = emitter(_reduced, _softmax, normalised)
 
 for _name in ROW_OPS:
     lowers(_name, check=check)(lower)

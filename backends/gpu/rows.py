@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from effc.codegen.cpp.loops import Nest, Operand
-from effc.codegen.cpp.program import F32, F64, Value
+from effc.codegen.cpp.program import Value
 from effc.codegen.triton.rows import Body, RowProgram, row_kernels
 from effc.ir import Op, Tensor
 from effc.ir.rewrite import Answer
@@ -14,7 +14,7 @@ from effc.ir.rewrite import Answer
 from ..cpu import rows
 from ..cpu.builder import Builder
 from ..cpu.memory import Ref, whole
-from ..cpu.rows import REDUCTIONS, ROW_OPS, Space, concerns
+from ..cpu.rows import ROW_OPS, Space, concerns
 from .lowering import call as launch
 from .lowering import lowers, offsets
 from .pointwise import is_pointwise
@@ -50,25 +50,8 @@ def call(
 # ------------------------------------------------------------------ what each op does to a row
 
 
-def emit(p: RowProgram, node: Any) -> Value:
-    """The node's statements; its value is p.nodes[node]."""
-    if node.pointwise:
-        return p.pointwise(node)
-    x = p.nodes[node.x]
-    work = F64 if x.dtype.name == "f64" else F32
-    if node.name in REDUCTIONS:
-        made = p.reduce(node.name, x, node.dtype)
-    elif node.name in ("softmax", "log_softmax"):
-        made = _softmax(p, p.cast(x, work), work, log=node.name == "log_softmax")
-    else:
-        bias = getattr(node, "bias", None)
-        made = normalised(
-            p, x, work, node.eps, node.name == "layer_norm",
-            p.nodes[node.weight] if node.weight is not None else None,
-            p.nodes[bias] if bias is not None else None,
-        )  # fmt: skip
-    p.nodes[node] = p.cast(made, node.dtype)
-    return p.nodes[node]
+def _reduced(p: RowProgram, node: Any, x: Value) -> Value:
+    return p.reduce(node.name, x, node.dtype)
 
 
 def _softmax(p: RowProgram, x: Value, work: Any, log: bool) -> Value:
@@ -97,6 +80,8 @@ def normalised(
         y = p.let(work, "{0} * {1}", y, p.cast(weight, work))
     return y if bias is None else p.let(work, "{0} + {1}", y, p.cast(bias, work))
 
+
+emit = rows.emitter(_reduced, _softmax, normalised)
 
 for _name in ROW_OPS:
     lowers(_name, check=check)(lower)

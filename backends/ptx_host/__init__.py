@@ -90,7 +90,6 @@ class PtxHostBackend(CpuBackend):
             if isinstance(step, KernelCall):
                 step.kernel = hosted[step.kernel.name]
                 step.numbers = (*step.numbers[:3], SCHEDULER, FAILED.address, *step.numbers[3:])
-        plan.__dict__.pop("kernels", None)
 
     def _cannot_build(self, options: Options) -> No | None:
         try:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from effc.codegen.triton.compile import Target, target
 from effc.ir import OptionError, UnsupportedError
 
 from ..compile import BuildError, around, runtime_header
-from ..store import Store, StoreError, cache_dir, private_folder
+from ..store import made_once
 from .kernel import WARP, CudaKernel
 from .toolchain import SOURCE, AnyCompiler, MissingCuda, Output, find_cuda
 
@@ -101,17 +101,7 @@ def compile_kernels(kernels: Sequence[CudaKernel], to: Target) -> list[Compiled]
 
 
 def _compile(kernel: CudaKernel, to: Target, by: AnyCompiler) -> Compiled:
-    store, key = Store(cache_dir()), key_of(kernel, to, by)
-    if entry := store.get(KIND, key):
-        return _read(entry.folder, entry.manifest, kernel, to)
-
-    def make(work: Path) -> dict[str, Any]:
-        return _build(kernel, to, by, work)
-
-    try:
-        entry, _ = store.put(KIND, key, make)
-    except StoreError:
-        entry, _ = Store(private_folder()).put(KIND, key, make)
+    entry = made_once(KIND, key_of(kernel, to, by), partial(_build, kernel, to, by))
     return _read(entry.folder, entry.manifest, kernel, to)
 
 

@@ -15,14 +15,14 @@ import linecache
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from effc.ir import EffcError, OptionError, UnsupportedError
 
-from ..store import Store, StoreError, cache_dir, private_folder
+from ..store import made_once
 from .kernel import TEMPLATES, TritonKernel
 
 KIND = "triton"
@@ -103,17 +103,7 @@ def compile_kernels(kernels: Sequence[TritonKernel], to: Target) -> list[Compile
 
 
 def _compile(kernel: TritonKernel, to: Target) -> Compiled:
-    store, key = Store(cache_dir()), key_of(kernel, to)
-    if entry := store.get(KIND, key):
-        return _read(entry.folder, entry.manifest, kernel, to)
-
-    def make(work: Path) -> dict[str, Any]:
-        return _build(kernel, to, work)
-
-    try:
-        entry, _ = store.put(KIND, key, make)
-    except StoreError:
-        entry, _ = Store(private_folder()).put(KIND, key, make)
+    entry = made_once(KIND, key_of(kernel, to), partial(_build, kernel, to))
     return _read(entry.folder, entry.manifest, kernel, to)
 
 
