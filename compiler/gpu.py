@@ -15,10 +15,10 @@ from typing import Any
 
 from effc import plain
 from effc.backends.base import Options
-from effc.backends.cpu.plan import Plan
-from effc.backends.cpu.planner import make_plan
-from effc.backends.cpu.steps import HostCall, KernelCall
 from effc.backends.gpu import GPU
+from effc.backends.plan.plan import Plan
+from effc.backends.plan.planner import make_plan
+from effc.backends.plan.steps import HostCall, KernelCall
 from effc.codegen.gpu import DEVICES, Device, estimate, occupancy, resources
 from effc.codegen.triton.compile import Target, compile_kernels, target
 from effc.codegen.triton.kernel import TritonKernel
@@ -117,7 +117,7 @@ def gpu_stages(captured: Graph, pipeline: str) -> list[Stage]:
 def gpu_plan(graph: Graph, captured: Graph | None = None, precision: str | None = None) -> Plan:
     """The plan of a graph after its passes; the same for every GPU. Reads no weights."""
     options = Options(captured=captured, float32_matmul_precision=precision)
-    return make_plan(graph, options, None, GPU)
+    return make_plan(graph, options, GPU)
 
 
 # ------------------------------------------------------------------ what is explained

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from effc.backends.cpu.plan import Plan
-from effc.backends.cpu.sizes import Numbers
-from effc.backends.cpu.steps import KernelCall
+from effc.backends.plan.plan import Plan
+from effc.backends.plan.sizes import Numbers
+from effc.backends.plan.steps import KernelCall
 from effc.backends.ptx_host import HostProgram, PtxHostBackend
 from effc.codegen.ptx import Kernel, Report, load, race
 from effc.codegen.triton.compile import Compiled
@@ -131,7 +131,7 @@ class _Watch:
         self, made: Mapping[str, Compiled], plan: Plan, inputs: Sequence[Any], only: str | None,
         keep: Callable[[Raced], None], tolerance: tuple[float, float],
     ) -> None:  # fmt: skip
-        from effc.backends.cpu.binding import Binder
+        from effc.backends.plan.binding import Binder
 
         self.made, self.only, self.keep, self.tolerance = made, only, keep, tolerance
         self.calls: Iterator[KernelCall] = (s for s in plan.steps if isinstance(s, KernelCall))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,14 +22,16 @@ from effc.ir import EffcError, Graph, No, Op, no, yes
 from effc.ir.rewrite import Answer
 
 from ..base import Backend, Object, Options
-from .executable import CpuExecutable
+from ..plan.executable import PlanExecutable
+from ..plan.lowering import Lowerings
+from ..plan.plan import Part, Plan, Program
+from ..plan.planner import make_plan
+from . import fused, images, movers, norms  # noqa: F401  (they fill the table)
 from .features import CpuFeatures, UnsupportedCpu, detect, lacking, planning_for
-from .lowering import CPU, Lowerings
-from .plan import Part, Plan, Program
-from .planner import make_plan
+from .lowering import CPU
 from .tuning import Database, Schedules, tune
 
-__all__ = ["CpuBackend"]
+__all__ = ["CpuBackend", "CpuProgram"]
 
 RUNNER = Path(cpp.__file__).parent / "runner.cpp"
 PRECISION = "float32_matmul_precision"  # among the facts of a plan's machine: it decides the plan
@@ -36,12 +39,22 @@ SCHEDULES = "schedules"  # likewise: the measured times that decided
 PER_UNIT = 12  # kernels a translation unit: enough to share the header, few enough for all cores
 
 
+@dataclass(eq=False)
+class CpuProgram(Program):
+    """cpu: that it was planned for; None: this one, whatever it is."""
+
+    cpu: CpuFeatures | None = None
+
+    def packing(self) -> AbstractContextManager[None]:
+        return planning_for(self.cpu)
+
+
 class CpuBackend(Backend):
     """x86-64 and anything else with a C++ compiler and an OpenMP runtime."""
 
     name = "cpu"
     target: ClassVar[Lowerings] = CPU  # what its plans are made of
-    program: ClassVar[type[Program]] = Program
+    program: ClassVar[type[CpuProgram]] = CpuProgram
 
     def supports(self, node: Op) -> Answer:
         return self.target.claim(node)
@@ -52,11 +65,11 @@ class CpuBackend(Backend):
     def _plan(
         self, graph: Graph, options: Options, without: No | None, schedules: Schedules
     ) -> Plan:
-        plan = make_plan(graph, options, without, self.target, schedules)
+        plan = make_plan(graph, options, self.target, without, schedules)
         self.prepare(plan)
         return plan
 
-    def compile(self, graph: Graph, options: Any = None) -> CpuExecutable:
+    def compile(self, graph: Graph, options: Any = None) -> PlanExecutable:
         options = Options.of(options)
         without = self._cannot_build(options)
         database = Database(options.threads or torch.get_num_threads())
@@ -74,7 +87,7 @@ class CpuBackend(Backend):
             plan = self._plan(graph, options, without, schedules)
             program = build(plan, options, self.program)
         made_for = {**self.machine(), PRECISION: options.precision, SCHEDULES: schedules.used}
-        return CpuExecutable(plan, program, graph, without is None, made_for)
+        return PlanExecutable(plan, program, graph, without is None, made_for)
 
     def machine(self) -> dict[str, Any]:
         cpu, openmp = detect(), torch_runtime()
@@ -100,7 +113,7 @@ class CpuBackend(Backend):
     def load(
         self, graph: Graph, objects: Sequence[Object], machine: Mapping[str, Any],
         options: Any = None,
-    ) -> CpuExecutable:  # fmt: skip
+    ) -> PlanExecutable:  # fmt: skip
         options = replace(
             Options.of(options), float32_matmul_precision=machine.get(PRECISION, "highest")
         )
@@ -110,11 +123,13 @@ class CpuBackend(Backend):
             plan = self._plan(graph, options, without, recorded)
             program = attach(plan, options, objects, self.program)
         program.cpu = cpu
-        return CpuExecutable(plan, program, graph, options.kernels, machine)
+        return PlanExecutable(plan, program, graph, options.kernels, machine)
 
-    def plan(self, graph: Graph, options: Any = None) -> CpuExecutable:
+    def plan(self, graph: Graph, options: Any = None) -> PlanExecutable:
         """Plan and kernel text, nothing built: what the null backend shows."""
-        return CpuExecutable(self._plan(graph, Options.of(options), None, Schedules()), None, graph)
+        return PlanExecutable(
+            self._plan(graph, Options.of(options), None, Schedules()), None, graph
+        )
 
     def _cannot_build(self, options: Options) -> No | None:
         if not options.kernels:
@@ -132,7 +147,7 @@ def _features(machine: Mapping[str, Any]) -> CpuFeatures:
         raise EffcError("it does not say which CPU it was built for", why=repr(e)) from e
 
 
-def build(plan: Plan, options: Options, kind: type[Program] = Program) -> Program:
+def build(plan: Plan, options: Options, kind: type[CpuProgram] = CpuProgram) -> CpuProgram:
     """Compile and load the plan's kernels; a plan without any needs no compiler."""
     cpu = detect()
     known = cpu if isinstance(cpu, CpuFeatures) else None
@@ -164,8 +179,8 @@ def _native(plan: Plan) -> list[Kernel]:
 
 
 def attach(
-    plan: Plan, options: Options, objects: Sequence[Object], kind: type[Program] = Program
-) -> Program:
+    plan: Plan, options: Options, objects: Sequence[Object], kind: type[CpuProgram] = CpuProgram
+) -> CpuProgram:
     """The plan with kernels that were built before. Raises EffcError where one is not there.
 
     A kernel counts as there if its text is in the source of the object that has its name: what

@@ -10,14 +10,14 @@ from effc.codegen.cpp.pointwise import pointwise
 from effc.ir import Op, no, yes
 from effc.ir.rewrite import Answer
 
+from ..plan.builder import Builder
+from ..plan.memory import Root, whole
+from ..plan.moves import channels_split, order_of, pixels_split
+from ..plan.regions import Region, broadcast, check_body, layout_order
 from . import library, products
-from .builder import Builder
 from .library import ANCHORS, Inside
-from .memory import Root, whole
-from .movers import channels_split, order_of, pixels_split
 from .pointwise import is_pointwise
 from .products import Product
-from .regions import Region, broadcast, check_body, layout_order
 
 
 def concerns(node: Op) -> bool:

@@ -11,12 +11,12 @@ from effc.codegen.cpp.region import Statements
 from effc.ir import Op, Tensor, channels_last, no, row_major, yes
 from effc.ir.rewrite import Answer
 
-from .builder import Builder
+from ..plan.builder import Builder
+from ..plan.memory import Ref, whole
+from ..plan.regions import Region, broadcast, check_body
 from .lowering import lowers
-from .memory import Ref, whole
 from .movers import copy_into
 from .pointwise import POINTERS, in_place, is_pointwise
-from .regions import Region, broadcast, check_body
 
 NAME = "group_norm"
 

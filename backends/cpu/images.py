@@ -9,11 +9,11 @@ from effc.ir import channels_last, no, row_major, yes
 from effc.ir.rewrite import Answer
 from effc.ir.symbols import Dim
 
-from .builder import Builder
+from ..plan.builder import Builder
+from ..plan.memory import Ref
+from ..plan.moves import packed_ref
+from ..plan.regions import Region
 from .lowering import lowers
-from .memory import Ref
-from .movers import packed_ref
-from .regions import Region
 
 FLOATS = ("f32", "f64", "bf16", "f16")
 

@@ -22,12 +22,12 @@ from effc.ir import Op, no, yes
 from effc.ir.rewrite import Answer
 from effc.ir.types import channels_last
 
+from ..plan.builder import Builder
+from ..plan.frame import Frame
+from ..plan.host import library
+from ..plan.memory import Root
 from . import products
-from .builder import Builder
-from .frame import Frame
-from .host import library
 from .lowering import lowers
-from .memory import Root
 
 Build = Callable[[Frame], Callable[[], torch.Tensor]]
 CONVS = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}

@@ -1,31 +1,22 @@
-"""Ops that move elements: copies between two ways to walk memory, gathers, and made tensors.
-
-Those of `MOVES` are copies only, by the target's own `copy_into` and `fill`: they serve every
-target whose plans are built here.
-"""
+"""Copies between two ways to walk memory, gathers, made tensors, and rotary embedding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-import torch
 
 from effc.codegen.cpp.image import embedding
 from effc.codegen.cpp.loops import Nest, Operand
 from effc.codegen.cpp.pointwise import loop_nest, pointwise, transpose
 from effc.codegen.cpp.region import Statements
 from effc.codegen.cpp.scalar import literal, register
-from effc.ir import Op, channels_last, no, row_major, yes
-from effc.ir.rewrite import Answer
-from effc.ir.symbols import dim, floordiv, product
-from effc.ir.types import Layout
+from effc.ir import Op, row_major
+from effc.ir.symbols import product
 
-from .builder import Builder
-from .host import library
+from ..plan.builder import Builder
+from ..plan.memory import Ref, whole
+from ..plan.moves import MOVES, full, order_of, packed_ref, real_value, rope_check, rope_pairs
+from ..plan.regions import Region
 from .lowering import CPU, lowers
-from .memory import Ref, flipped, sliced, whole
-from .regions import Region, broadcast
 
 # ------------------------------------------------------------------ copies
 
@@ -55,135 +46,9 @@ def fill(b: Builder, node: Op, out: Ref, value: Any) -> None:
 
 
 CPU.copy_into, CPU.fill = copy_into, fill
+for _name, _move in MOVES.items():
+    lowers(_name)(_move)
 
-
-def packed_ref(b: Builder, node: Op, x: Ref, layout: Layout) -> Ref:
-    """x, copied so that its elements lie in the order of a layout."""
-    root = b.new_root("arena", node, node.tensor.with_(shape=x.shape, layout=layout))
-    b.target.copy_into(b, node, whole(root), x, note=f"packed as {layout.name}")
-    return whole(root)
-
-
-def order_of(ref: Ref) -> list[int]:
-    """Dimensions by how far apart their elements lie, farthest first, as far as that is known."""
-    order = list(range(len(ref.shape)))
-    if all(isinstance(s, int) for s in ref.strides):
-        return sorted(order, key=lambda i: (-abs(ref.strides[i]), i))  # type: ignore[arg-type]
-    inner = [i for i in order if ref.strides[i] == 1 and ref.shape[i] != 1]
-    if len(inner) == 1:
-        order.remove(inner[0])
-        order.append(inner[0])
-    return order
-
-
-def _copy(b: Builder, node: Any) -> None:
-    (out,) = b.results(node)
-    b.target.copy_into(b, node, out, b.ref(node.x))
-    b.set(node, out)
-
-
-def _to_layout(b: Builder, node: Any) -> None:
-    held = b.held(node.x)
-    formats = {(4, channels_last): torch.channels_last, (5, channels_last): torch.channels_last_3d}
-    wanted = formats.get((node.tensor.rank, node.layout), torch.contiguous_format)
-    simple = node.layout == row_major or (node.tensor.rank, node.layout) in formats
-    if held.root.kind == "input" and held.ref is not None and held.ref.whole and simple:
-        _input_to_layout(b, node, wanted)
-        return
-    _copy(b, node)
-
-
-def _input_to_layout(b: Builder, node: Any, wanted: torch.memory_format) -> None:
-    """The caller's tensor often lies that way already: then nothing moves."""
-    slots = b.reads(node.x)
-    root = b.new_root("dynamic", node, node.tensor, owned=False, pins={b.held(node.x).root})
-
-    def build(frame: Any) -> Callable[[], torch.Tensor]:
-        v, (x,) = frame.values, slots
-        return lambda: v[x].contiguous(memory_format=wanted)
-
-    library(b, node, "torch.contiguous", build, slots, root, kind="copy",
-            note="nothing moves where the input lies so already")  # fmt: skip
-    b.set(node, root)
-
-
-def _flip(b: Builder, node: Any) -> None:
-    (out,) = b.results(node)
-    rank = len(node.shape)
-    b.target.copy_into(
-        b, node, out, flipped(b.ref(node.x), [d % rank for d in node.dims]), kind="kernel"
-    )
-    b.set(node, out)
-
-
-def _cat(b: Builder, node: Any) -> None:
-    (out,) = b.results(node)
-    axis, start = node.dim % len(node.shape), 0
-    for x in node.xs:
-        size = x.shape[axis]
-        rest = [(s, t) for i, (s, t) in enumerate(zip(x.shape, node.shape)) if i != axis]
-        b.must_equal(*rest)
-        if size != 0:
-            b.target.copy_into(b, node, sliced(out, axis, start, size), b.ref(x), kind="kernel")
-        start = dim(start + size)
-    b.set(node, out)
-
-
-# ------------------------------------------------------------------ padding and shuffles
-
-
-def _pad(b: Builder, node: Any) -> None:
-    """The border slab by slab, then the inside; negative padding crops."""
-    (out,) = b.results(node)
-    x, inside = b.ref(node.x), out
-    for axis in range(len(node.shape)):
-        before, after = node.before[axis], node.after[axis]
-        size = node.x.shape[axis]
-        if isinstance(before, int) and before < 0:
-            x, size, before = sliced(x, axis, -before, dim(size + before)), dim(size + before), 0
-        if isinstance(after, int) and after < 0:
-            x, size, after = sliced(x, axis, 0, dim(size + after)), dim(size + after), 0
-        for start, width in ((0, before), (dim(before + size), after)):
-            if width != 0:
-                b.target.fill(b, node, sliced(inside, axis, start, width), node.value)
-        inside = sliced(inside, axis, before, size)
-    b.target.copy_into(b, node, inside, x, kind="kernel")
-    b.set(node, out)
-
-
-def channels_split(x: Ref, r: int) -> Ref:
-    """[*, C r r, H, W] walked as [*, C, H, r, W, r], the order of the shuffled memory."""
-    *lead, c, h, w = x.shape
-    *steps, sc, sh, sw = x.strides
-    shape = (*lead, floordiv(c, r * r), h, r, w, r)
-    return x.with_(shape=shape, strides=(*steps, sc * r * r, sh, sc * r, sw, sc))
-
-
-def pixels_split(x: Ref, r: int) -> Ref:
-    """[*, C, H r, W r] walked as [*, C, H, r, W, r]."""
-    *lead, c, h, w = x.shape
-    *steps, sc, sh, sw = x.strides
-    shape = (*lead, c, floordiv(h, r), r, floordiv(w, r), r)
-    return x.with_(shape=shape, strides=(*steps, sc, sh * r, sh, sw * r, sw))
-
-
-def _pixel_shuffle(b: Builder, node: Any) -> None:
-    (out,) = b.results(node)
-    x, r = b.ref(node.x), node.factor
-    to, source = (pixels_split, channels_split)
-    if node.name == "pixel_unshuffle":
-        to, source = source, to
-    b.target.copy_into(b, node, to(out, r), source(x, r), kind="kernel")
-    b.set(node, out)
-
-
-MOVES: dict[str, Callable[[Builder, Any], None]] = {
-    "copy": _copy, "to_layout": _to_layout, "flip": _flip, "cat": _cat, "pad": _pad,
-    "pixel_shuffle": _pixel_shuffle, "pixel_unshuffle": _pixel_shuffle,
-}  # fmt: skip
-
-for _name, _lower in MOVES.items():
-    lowers(_name)(_lower)
 
 # ------------------------------------------------------------------ gathers and made tensors
 
@@ -199,19 +64,6 @@ def _embedding(b: Builder, node: Any) -> None:
     numbers = (product(node.ids.shape), table.shape[1], table.shape[0], table.strides[0])
     made = embedding(node.dtype, node.ids.dtype, numbers, Region.of(node).comment(b))
     b.kernel(made.kernel, node, [out, whole(b.error_word())], [table, ids], made.numbers)
-    b.set(node, out)
-
-
-def real_value(node: Any) -> Answer:
-    values = (node.value,) if node.name == "full" else (node.start, node.step)
-    if any(isinstance(v, complex) for v in values):
-        return no("a complex value", at=node)
-    return yes
-
-
-def full(b: Builder, node: Any) -> None:
-    (out,) = b.results(node)
-    b.target.fill(b, node, out, node.value)
     b.set(node, out)
 
 
@@ -241,15 +93,6 @@ def _arange(b: Builder, node: Any) -> None:
 # ------------------------------------------------------------------ rotary embedding
 
 
-def rope_check(node: Any) -> Answer:
-    last = node.x.shape[-1] if node.x.shape else 1
-    if not isinstance(last, int) or node.shape[-1] != last:
-        return no("rope over a last dimension of unknown or broadcast size", at=node)
-    if not all(o.dtype.is_float for o in node.operands):
-        return no("rope of integers", at=node)
-    return yes
-
-
 @lowers("rope", check=rope_check)
 def _rope(b: Builder, node: Any) -> None:
     """Two elements at a time: (x1 c1 - x2 s1, x2 c2 + x1 s2)."""
@@ -270,25 +113,4 @@ def _rope(b: Builder, node: Any) -> None:
     b.set(node, out)
 
 
-def rope_pairs(b: Builder, node: Any) -> tuple[Ref, tuple[Ref, Ref], dict[str, Ref]]:
-    """(result, its two halves, those of the operands by name: x1, x2, c1, c2, s1, s2)."""
-    (out,) = b.results(node)
-    shape, axis = node.shape, len(node.shape) - 1
-    half = shape[-1] // 2
-
-    def pair(ref: Ref) -> tuple[Ref, Ref]:
-        if node.interleaved:
-            return sliced(ref, axis, 0, half, 2), sliced(ref, axis, 1, half, 2)
-        return sliced(ref, axis, 0, half), sliced(ref, axis, half, half)
-
-    given = {"x": node.x, "c": node.cos, "s": node.sin}
-    refs: dict[str, Ref] = {}
-    for name, value in given.items():
-        refs[f"{name}1"], refs[f"{name}2"] = pair(broadcast(b, b.ref(value), shape))
-    return out, pair(out), refs
-
-
-__all__ = [
-    "MOVES", "channels_split", "copy_into", "fill", "full", "packed_ref", "pixels_split",
-    "real_value", "rope_check", "rope_pairs",
-]  # fmt: skip
+__all__ = ["copy_into", "fill"]

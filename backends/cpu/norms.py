@@ -12,10 +12,10 @@ from effc.codegen.cpp.scalar import literal, register
 from effc.ir import no, yes
 from effc.ir.rewrite import Answer
 
-from .builder import Builder
+from ..plan.builder import Builder
+from ..plan.memory import Ref, expanded, reshaped
+from ..plan.regions import Region, layout_order
 from .lowering import lowers
-from .memory import Ref, expanded, reshaped
-from .regions import Region, layout_order
 
 
 def has_channels(node: Any) -> Answer:

@@ -13,11 +13,11 @@ from effc.ir import Op, no
 from effc.ir.ops.pointwise import Pointwise
 from effc.ir.rewrite import Answer
 
-from .builder import Builder
+from ..plan.builder import Builder
+from ..plan.memory import Ref
+from ..plan.regions import Region, broadcast, check_body, layout_order, same_shapes
 from .features import CpuFeatures, detect
 from .lowering import lowers
-from .memory import Ref
-from .regions import Region, broadcast, check_body, layout_order, same_shapes
 
 POINTERS = 60  # the runner's table of addresses has 64 places
 

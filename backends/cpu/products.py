@@ -32,11 +32,11 @@ from effc.ir.rewrite import Answer
 from effc.ir.symbols import Dim
 from effc.ir.types import channels_last, row_major
 
-from .builder import Builder
+from ..plan.builder import Builder
+from ..plan.memory import Ref, permuted, whole
+from ..plan.regions import broadcast, layout_order
 from .features import CpuFeatures, detect
-from .memory import Ref, permuted, whole
 from .movers import copy_into
-from .regions import broadcast, layout_order
 from .tuning import Problem, Schedule
 
 BLOCK = 96  # rows of a block: whole tiles of every instruction set

@@ -15,11 +15,11 @@ from effc.ir.ops.reduce import Reduction
 from effc.ir.rewrite import Answer
 from effc.ir.symbols import Dim
 
-from .builder import Builder
+from ..plan.builder import Builder
+from ..plan.memory import Ref
+from ..plan.regions import Region, broadcast, check_body, layout_order
 from .lowering import lowers
-from .memory import Ref
 from .pointwise import is_pointwise, past_caches
-from .regions import Region, broadcast, check_body, layout_order
 
 REDUCTIONS = ("sum", "mean", "prod", "amax", "amin", "any", "all")
 ROW_OPS = (*REDUCTIONS, "softmax", "log_softmax", "layer_norm", "rms_norm")

@@ -38,8 +38,8 @@ from effc.codegen.toolchain import Toolchain, find_toolchain
 from effc.ir import DType
 from effc.ir.symbols import Dim
 
+from ..plan.sizes import has_symbols
 from .features import CpuFeatures, detect
-from .sizes import has_symbols
 
 KIND = "schedules"  # of entries in the cache folder
 FACTOR, MOST = 2.0, 6  # schedules that are measured: so near the best prediction, and so many

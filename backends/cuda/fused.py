@@ -1,6 +1,6 @@
 """Fused regions: products and rows by CUDA kernels where they take them, else as on any GPU."""
 
-from ..cpu.fused import Way, Ways
+from ..plan.lowering import Way, Ways
 from . import products, rows
 from .lowering import prefer
 

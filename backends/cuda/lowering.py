@@ -9,10 +9,10 @@ from effc.codegen.cuda.kernel import Made
 from effc.ir import Op
 from effc.ir.rewrite import Answer
 
-from ..cpu.builder import Builder
-from ..cpu.lowering import Lowering, Lowerings
-from ..cpu.memory import Ref
 from ..gpu import GPU
+from ..plan.builder import Builder
+from ..plan.lowering import Lowering, Lowerings
+from ..plan.memory import Ref
 
 CUDA = Lowerings("cuda", GPU.alignment, base=GPU)
 

@@ -11,12 +11,12 @@ from effc.ir import Op, no, yes
 from effc.ir.rewrite import Answer
 from effc.ir.types import row_major
 
-from ..cpu.builder import Builder
-from ..cpu.memory import Ref, permuted, whole
 from ..cpu.pointwise import is_pointwise
-from ..cpu.regions import Region, broadcast, check_body
 from ..gpu import anchored
 from ..gpu.anchored import Parts, left_of
+from ..plan.builder import Builder
+from ..plan.memory import Ref, permuted, whole
+from ..plan.regions import Region, broadcast, check_body
 from .lowering import call, prefer
 
 DTYPES = ("f16", "bf16")

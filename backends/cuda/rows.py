@@ -11,10 +11,10 @@ from effc.ir import Op, no, yes
 from effc.ir.rewrite import Answer
 
 from ..cpu import rows
-from ..cpu.builder import Builder
-from ..cpu.memory import Ref
-from ..cpu.regions import Region, layout_order
 from ..cpu.rows import ROW_OPS, Space, concerns, space_of
+from ..plan.builder import Builder
+from ..plan.memory import Ref
+from ..plan.regions import Region, layout_order
 from .lowering import call as launch
 from .lowering import prefer
 

@@ -20,11 +20,11 @@ from effc.ir.rewrite import Answer
 from effc.ir.symbols import product
 
 from ..cpu.anchored import sources_of
-from ..cpu.builder import Builder
-from ..cpu.memory import Ref
-from ..cpu.movers import channels_split, pixels_split
 from ..cpu.pointwise import POINTERS
-from ..cpu.regions import Region, broadcast, check_body
+from ..plan.builder import Builder
+from ..plan.memory import Ref
+from ..plan.moves import channels_split, pixels_split
+from ..plan.regions import Region, broadcast, check_body
 from . import convolution, products
 from .lowering import lowers
 from .pointwise import is_pointwise

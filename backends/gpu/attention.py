@@ -14,10 +14,10 @@ from effc.ir.rewrite import Answer
 from effc.ir.symbols import Dim
 from effc.ir.types import Tensor, f32
 
-from ..cpu.builder import Builder
-from ..cpu.memory import Ref, whole
 from ..cpu.pointwise import POINTERS
-from ..cpu.regions import Region, broadcast, check_body
+from ..plan.builder import Builder
+from ..plan.memory import Ref, whole
+from ..plan.regions import Region, broadcast, check_body
 from .lowering import call, lowers
 from .pointwise import is_pointwise
 from .products import device, precision

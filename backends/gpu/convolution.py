@@ -22,8 +22,8 @@ from effc.ir import Op, no, yes
 from effc.ir.rewrite import Answer
 from effc.ir.symbols import Dim, floordiv, product
 
-from ..cpu.builder import Builder
-from ..cpu.memory import Ref, sliced, whole
+from ..plan.builder import Builder
+from ..plan.memory import Ref, sliced, whole
 from .lowering import call
 from .products import Anchor, guess, is_product
 

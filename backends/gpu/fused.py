@@ -1,6 +1,6 @@
 """Fused regions: the first way that can compute the body as one takes it."""
 
-from ..cpu.fused import Way, Ways
+from ..plan.lowering import Way, Ways
 from . import anchored, attention, group_norm, pointwise, rows
 from .lowering import lowers
 

@@ -12,12 +12,12 @@ from effc.ir.rewrite import Answer
 from effc.ir.symbols import floordiv
 
 from ..cpu import group_norm
-from ..cpu.builder import Builder
 from ..cpu.group_norm import NAME, concerns
-from ..cpu.memory import Ref, expanded, reshaped
 from ..cpu.pointwise import in_place
-from ..cpu.regions import Region, broadcast, layout_order
 from ..cpu.rows import Space
+from ..plan.builder import Builder
+from ..plan.memory import Ref, expanded, reshaped
+from ..plan.regions import Region, broadcast, layout_order
 from . import rows
 from .lowering import lowers
 from .pointwise import is_pointwise

@@ -8,10 +8,10 @@ from effc.codegen.cpp.loops import Operand
 from effc.codegen.triton.image import Image, Window, interpolate, pool
 from effc.ir import channels_last
 
-from ..cpu.builder import Builder
 from ..cpu.images import as_image, floats, interpolate_check, step_of
-from ..cpu.memory import Ref
-from ..cpu.regions import Region
+from ..plan.builder import Builder
+from ..plan.memory import Ref
+from ..plan.regions import Region
 from .lowering import call, lowers, offsets
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from effc.codegen.triton.kernel import ALIGNED, Made
 from effc.ir import Op
 
-from ..cpu.builder import Builder
-from ..cpu.lowering import Lowerings
-from ..cpu.memory import Ref
+from ..plan.builder import Builder
+from ..plan.lowering import Lowerings
+from ..plan.memory import Ref
 
 GPU = Lowerings("gpu", ALIGNED)
 lowers, claim = GPU.lowers, GPU.claim

@@ -10,10 +10,10 @@ from effc.codegen.triton.pointwise import loop_nest
 from effc.codegen.triton.scalar import register
 from effc.codegen.triton.tile import Tile
 
-from ..cpu.builder import Builder
-from ..cpu.memory import whole
-from ..cpu.movers import full, real_value, rope_check, rope_pairs
-from ..cpu.regions import Region
+from ..plan.builder import Builder
+from ..plan.memory import whole
+from ..plan.moves import full, real_value, rope_check, rope_pairs
+from ..plan.regions import Region
 from .lowering import call, lowers, offsets
 
 lowers("full", check=real_value)(full)

@@ -9,9 +9,9 @@ from effc.codegen.cpp.program import F32, F64
 from effc.codegen.triton.pointwise import loop_nest
 from effc.codegen.triton.tile import Tile
 
-from ..cpu.builder import Builder
 from ..cpu.norms import batch_norm_refs, has_channels
-from ..cpu.regions import Region, layout_order
+from ..plan.builder import Builder
+from ..plan.regions import Region, layout_order
 from .lowering import call, lowers, offsets
 
 

@@ -13,10 +13,10 @@ from effc.codegen.triton.tile import Tile
 from effc.ir import Op
 
 from ..cpu import pointwise as cpu
-from ..cpu.builder import Builder
-from ..cpu.memory import Ref
-from ..cpu.movers import MOVES, order_of
-from ..cpu.regions import Region, broadcast, layout_order
+from ..plan.builder import Builder
+from ..plan.memory import Ref
+from ..plan.moves import MOVES, order_of
+from ..plan.regions import Region, broadcast, layout_order
 from .lowering import GPU, call, lowers, offsets
 
 is_pointwise = partial(cpu.is_pointwise, language=scalar.TRITON)

@@ -22,9 +22,9 @@ from effc.ir.rewrite import Answer
 from effc.ir.symbols import Dim, floordiv, free_symbols, product
 from effc.ir.types import Tensor, row_major
 
-from ..cpu.builder import Builder
-from ..cpu.memory import Ref, whole
-from ..cpu.regions import broadcast
+from ..plan.builder import Builder
+from ..plan.memory import Ref, whole
+from ..plan.regions import broadcast
 from .lowering import call
 
 

@@ -12,9 +12,9 @@ from effc.ir import Op, Tensor
 from effc.ir.rewrite import Answer
 
 from ..cpu import rows
-from ..cpu.builder import Builder
-from ..cpu.memory import Ref, whole
 from ..cpu.rows import ROW_OPS, Space, concerns
+from ..plan.builder import Builder
+from ..plan.memory import Ref, whole
 from .lowering import call as launch
 from .lowering import lowers, offsets
 from .pointwise import is_pointwise

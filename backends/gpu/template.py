@@ -22,10 +22,10 @@ from effc.ir import Op, row_major, yes
 from effc.ir.rewrite import Answer
 from effc.ir.symbols import Dim
 
-from ..cpu.builder import Builder
-from ..cpu.memory import Ref
-from ..cpu.movers import packed_ref
-from ..cpu.regions import Region
+from ..plan.builder import Builder
+from ..plan.memory import Ref
+from ..plan.moves import packed_ref
+from ..plan.regions import Region
 from .lowering import call, lowers
 
 

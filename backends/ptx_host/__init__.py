@@ -21,10 +21,10 @@ from effc.codegen.triton.kernel import TritonKernel
 from effc.ir import EffcError, No, UnsupportedError, no
 
 from ..base import Options
-from ..cpu import CpuBackend
-from ..cpu.plan import Plan, Program
-from ..cpu.steps import KernelCall
+from ..cpu import CpuBackend, CpuProgram
 from ..gpu.lowering import GPU
+from ..plan.plan import Plan
+from ..plan.steps import KernelCall
 
 ARCH = target("cuda:sm_80")  # what the runtime has the instructions of
 
@@ -56,7 +56,7 @@ FAILED = _Failed()
 SCHEDULER = Kernel("effc_simt_launch", scheduler_source(), alone=True, flags=flags())
 
 
-class HostProgram(Program):
+class HostProgram(CpuProgram):
     """A program whose launches may give up: a trap, a failed assert, warps that wait for ever."""
 
     @cached_property

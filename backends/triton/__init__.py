@@ -28,12 +28,12 @@ from effc.ir.rewrite import Answer
 
 from ..base import Backend, Bound, Object, Options
 from ..cpu import PRECISION
-from ..cpu.executable import CpuBound, CpuExecutable
-from ..cpu.plan import Plan, Program
-from ..cpu.planner import make_plan
-from ..cpu.steps import AnyKernel
 from ..gpu import GPU
 from ..gpu.driver import Driver, Function, device_target, find_driver
+from ..plan.executable import BoundPlan, PlanExecutable
+from ..plan.plan import Plan, Program
+from ..plan.planner import make_plan
+from ..plan.steps import AnyKernel
 
 LAUNCHER = Path(__file__).parent.parent / "gpu" / "launcher.cpp"
 
@@ -106,7 +106,7 @@ class TritonBackend(Backend):
     def compile(self, graph: Graph, options: Any = None) -> GpuExecutable:
         options = Options.of(options)
         gpu = self._gpu()
-        plan = make_plan(graph, options, self._cannot_build(options), GPU)
+        plan = make_plan(graph, options, GPU, self._cannot_build(options))
         compiled = compile_plan(plan, gpu.target)
         facts = _facts([gpu.target], options)
         return self._loaded(plan, graph, options, compiled, launcher(), gpu, facts)
@@ -120,7 +120,7 @@ class TritonBackend(Backend):
         """
         options = Options.of(options)
         triton_version()
-        plan = make_plan(graph, options, None, GPU)
+        plan = make_plan(graph, options, GPU)
         compiled = [c for to in targets for c in compile_plan(plan, to)]
         facts = _facts(targets, options)
         return GpuExecutable(plan, None, graph, options.kernels, facts, compiled, launcher())
@@ -150,7 +150,7 @@ class TritonBackend(Backend):
             Options.of(options), float32_matmul_precision=machine.get(PRECISION, "highest")
         )
         without = None if options.kernels else no("kernels were switched off")
-        plan = make_plan(graph, options, without, GPU)
+        plan = make_plan(graph, options, GPU, without)
         given = {o.functions: o for o in objects if o.target == str(gpu.target)}
         compiled = []
         for kernel in _kernels(plan):
@@ -218,7 +218,7 @@ def compile_plan(plan: Plan, to: Target) -> list[Compiled]:
     return compile_kernels(_kernels(plan), to)
 
 
-class GpuExecutable(CpuExecutable):
+class GpuExecutable(PlanExecutable):
     """A plan compiled for devices; without a program it is for devices elsewhere."""
 
     def __init__(
@@ -258,8 +258,8 @@ class GpuBound(Bound):
 
     def __init__(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
         with torch.device(program.device):
-            self._first = CpuBound(program, weights)
-        self._by_stream: dict[int, CpuBound] = {program.resource(): self._first}
+            self._first = BoundPlan(program, weights)
+        self._by_stream: dict[int, BoundPlan] = {program.resource(): self._first}
         self._program = program
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[Any, ...]:

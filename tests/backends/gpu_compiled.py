@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from effc.backends.base import Options
-from effc.backends.cpu.planner import make_plan
 from effc.backends.gpu import GPU
+from effc.backends.plan.planner import make_plan
 from effc.codegen.triton.compile import Compiled, compile_kernels, target
 from effc.codegen.triton.kernel import TritonKernel
 from effc.ir import parse
@@ -64,6 +64,6 @@ def _amd(made: Compiled) -> tuple[int, int]:
 
 def kernels(text: str, precision: str = "highest") -> list[TritonKernel]:
     """Those that the plan of a graph launches."""
-    plan = make_plan(parse(text), Options(float32_matmul_precision=precision), None, GPU)
+    plan = make_plan(parse(text), Options(float32_matmul_precision=precision), GPU)
     steps = [getattr(s, "kernel", None) for s in plan.steps]
     return [k for k in steps if isinstance(k, TritonKernel)]

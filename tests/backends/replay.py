@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from effc.backends.cpu.executable import CpuBound
 from effc.backends.cpu.features import detect
-from effc.backends.cpu.memory import Root, packed
-from effc.backends.cpu.steps import KernelCall
+from effc.backends.plan.executable import BoundPlan
+from effc.backends.plan.memory import Root, packed
+from effc.backends.plan.steps import KernelCall
 from effc.codegen.compile import BASE_FLAGS, HEADERS
 from effc.codegen.cpp.kernel import Kernel
 from effc.codegen.toolchain import find_toolchain
@@ -58,14 +58,14 @@ class Recorder:
 
     def __init__(self, monkeypatch: Any) -> None:
         self.made: list[tuple[Any, Sequence[Any]]] = []
-        plain = CpuBound._make
+        plain = BoundPlan._make
 
-        def make(bound: CpuBound, key: Any, inputs: Sequence[Any]) -> Any:
+        def make(bound: BoundPlan, key: Any, inputs: Sequence[Any]) -> Any:
             frame = plain(bound, key, inputs)
             self.made.append((frame, inputs))
             return frame
 
-        monkeypatch.setattr(CpuBound, "_make", make)
+        monkeypatch.setattr(BoundPlan, "_make", make)
 
 
 def write(frame: Any, inputs: Sequence[Any], folder: Path, threads: int = 2) -> Path:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from effc.backends import find_backend
 from effc.backends.base import Options
-from effc.backends.cpu.planner import make_plan
 from effc.backends.cuda.lowering import CUDA
+from effc.backends.plan.planner import make_plan
 from effc.codegen.cuda import toolchain
 from effc.codegen.cuda.kernel import CudaKernel
 from effc.codegen.cuda.toolchain import MissingCuda
@@ -25,11 +25,11 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-9}
 
 def plan(text):
     """The kernels of each step."""
-    return make_plan(parse(text), Options(), None, CUDA).launches
+    return make_plan(parse(text), Options(), CUDA).launches
 
 
 def kernels(text):
-    made = make_plan(parse(text), Options(), None, CUDA).kernels.values()
+    made = make_plan(parse(text), Options(), CUDA).kernels.values()
     return [k for k in made if isinstance(k, CudaKernel)]
 
 

@@ -7,9 +7,9 @@ import torch
 
 from effc.backends.base import Options, find_backend
 from effc.backends.cpu import build_units
-from effc.backends.cpu.planner import make_plan
 from effc.backends.gpu import GPU
 from effc.backends.gpu.driver import Driver, Function
+from effc.backends.plan.planner import make_plan
 from effc.backends.ptx_host import ARCH, FAILED, SCHEDULER, host_kernel
 from effc.backends.triton import LAUNCHER, GpuExecutable, GpuProgram, compile_plan
 from effc.codegen.build import Unit
@@ -62,7 +62,7 @@ class OnHost(GpuProgram):
 
 def on_host(graph):
     """(executable, kernels by name): a plan for a GPU whose driver is the CPU."""
-    plan = make_plan(graph, Options(), None, GPU)
+    plan = make_plan(graph, Options(), GPU)
     compiled = compile_plan(plan, ARCH)
     hosted = [host_kernel(c) for c in compiled]
     units = [Unit(LAUNCHER.read_text(), "launcher"), Unit(DRIVER, "driver")]

@@ -5,8 +5,8 @@ import torch
 
 import effc
 from effc.backends.base import Options
-from effc.backends.cpu.planner import make_plan
 from effc.backends.gpu import GPU
+from effc.backends.plan.planner import make_plan
 from effc.examples.rlfn.model import RLFN
 from effc.examples.zoo.library import LIBRARY
 from effc.ir.types import Tensor
@@ -75,7 +75,7 @@ def launches(model, arguments):
     )  # fmt: skip
     captured = effc.explain(compiled).records[0].stages[0].graph
     stages = run_pipeline(captured, Pipeline.parse(DEFAULT), supports=GPU.claim)
-    plan = make_plan(stages[-1].graph, Options(), None, GPU)
+    plan = make_plan(stages[-1].graph, Options(), GPU)
     return sum(launch.kind in ("kernel", "copy") for launch in plan.launches)
 
 

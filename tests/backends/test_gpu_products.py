@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from effc.backends import find_backend
 from effc.backends.base import Options
-from effc.backends.cpu.planner import make_plan
 from effc.backends.gpu import GPU, products
+from effc.backends.plan.planner import make_plan
 from effc.codegen.triton.kernel import Schedule
 from effc.codegen.triton.schedules import ANY, DEVICES, GFX942, Problem, describe, schedules
 from effc.ir import No, UnsupportedError, interpret, parse
@@ -371,6 +371,6 @@ def test_tensor_cores_of_each_generation() -> None:
 
 
 def test_plans_say_which_schedule_and_why() -> None:
-    plan = make_plan(parse(linear_of(512, 256, 256, "bf16")), Options(), None, GPU)
+    plan = make_plan(parse(linear_of(512, 256, 256, "bf16")), Options(), GPU)
     (step,) = plan.steps
     assert "bound by" in step.launch.note

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from effc.ir import Graph, Input, Item, No, Op, Weight, no
 from effc.ir.types import Tensor
 
 from ..base import Options
-from . import fused, images, library, movers, norms, pointwise, rows  # noqa: F401  (lowerings)
 from .aliases import alias_root, escaping
 from .builder import VIEWS, Builder
 from .host import clone_call, fallback, item
-from .lowering import CPU, Lowerings
+from .lowering import Lowerings
 from .plan import Plan
 from .prepare import prepare
 from .steps import Held
-from .tuning import Schedules
 
 
 def make_plan(
-    graph: Graph, options: Options, without: No | None = None, target: Lowerings = CPU,
-    schedules: Schedules | None = None,
+    graph: Graph, options: Options, target: Lowerings, without: No | None = None,
+    schedules: Any = None,
 ) -> Plan:  # fmt: skip
-    """without: why no kernel can be built here; then torch runs everything.
+    """A target's plan for a graph.
 
-    schedules: what picks those of products; None: the cost model.
+    without: why no kernel can be built here; then torch runs everything. schedules: what the
+    target's lowerings pick schedules by.
     """
     prepared = prepare(graph, lambda n: without is None and bool(target.claim(n)))
     graph = prepared.graph
     b = Builder(
         graph, prepared.names, prepared.origin, escaping(graph), without is None,
-        options.precision, target, schedules=schedules or Schedules(),
+        options.precision, target, schedules,
     )  # fmt: skip
     inputs = [b.add_input(i) for i in graph.inputs]
     for node in graph.nodes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import CodeType
@@ -17,7 +18,6 @@ from effc.ir.symbols import Dim
 
 from ..base import Launch
 from .arena import Arena, layout
-from .features import CpuFeatures
 from .memory import Root
 from .sizes import Sizes
 from .steps import AnyKernel, HostCall, KernelCall, Packed, Window
@@ -124,7 +124,6 @@ class Program:
     threads: int | None
     runner: Library | None = None
     owner: dict[str, Library] = field(default_factory=dict)  # kernel name -> its library
-    cpu: CpuFeatures | None = None  # that it was planned for; None: this one, whatever it is
     device: str = "cpu"  # type of the torch device on which it runs
     parts: list[Part] = field(default_factory=list)
 
@@ -134,6 +133,10 @@ class Program:
         self.owner.update((name, part.library) for name in part.functions)
         if not part.functions:
             self.runner = part.library
+
+    def packing(self) -> AbstractContextManager[None]:
+        """Where weights are packed and frames are made, as the kernels expect them."""
+        return nullcontext()
 
     @cached_property
     def run(self) -> Any:

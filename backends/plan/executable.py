@@ -14,7 +14,6 @@ from effc.ir.interpret import run_node
 
 from ..base import Bound, Executable, Object, weight_values
 from .binding import Binder
-from .features import planning_for
 from .frame import Frame
 from .plan import Plan, Program
 from .sizes import Numbers
@@ -23,7 +22,7 @@ from .steps import HostCall
 KEPT = 16  # idle frames; each holds an arena
 
 
-class CpuExecutable(Executable):
+class PlanExecutable(Executable):
     """Plan and kernels, built; no weights yet."""
 
     def __init__(
@@ -49,16 +48,16 @@ class CpuExecutable(Executable):
     def bind(self, weights: Mapping[str, torch.Tensor] | None = None) -> Bound:
         if self.program is None:
             raise RuntimeError("this plan was made without building its kernels")
-        return CpuBound(self.program, weights)
+        return BoundPlan(self.program, weights)
 
 
-class CpuBound(Bound):
+class BoundPlan(Bound):
     """A plan with its weights."""
 
     def __init__(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
         self.program, self.plan = program, program.plan
         self.constants = _constants(self.plan, weights)
-        with planning_for(program.cpu):  # weights are packed as the kernels of that CPU read them
+        with program.packing():
             self.packed = {p.slot: p.make(self.constants[p.source]) for p in self.plan.packed}
         self._weights = dict(weights or {})
         self._numbers = [isinstance(i.of, Number) for i in self.plan.graph.inputs]
@@ -69,7 +68,7 @@ class CpuBound(Bound):
         self._made = 0
         self._lock = threading.Lock()
 
-    def again(self) -> CpuBound:
+    def again(self) -> BoundPlan:
         """The same weights, with frames of its own."""
         made = copy(self)
         made._idle, made._made, made._lock = {}, 0, threading.Lock()
@@ -117,7 +116,7 @@ class CpuBound(Bound):
             numbers = Numbers(self.plan.sizes, env)
             if any(numbers(a) != numbers(b) for a, b in self.plan.equal):
                 return self._keep(key, _Interpreted(self))
-        with torch.no_grad(), planning_for(self.program.cpu):
+        with torch.no_grad(), self.program.packing():
             frame = Frame(self.program, self.constants, self.packed, env, self._refuse)
         return self._keep(key, frame)
 
@@ -173,7 +172,7 @@ def _constants(plan: Plan, weights: Mapping[str, torch.Tensor] | None) -> dict[A
 class _Interpreted:
     """For sizes that the plan's strides do not allow, such as a symbolic size that broadcasts."""
 
-    def __init__(self, bound: CpuBound) -> None:
+    def __init__(self, bound: BoundPlan) -> None:
         graph = bound.plan.graph
         new = weight_values(graph, bound._weights)
         self.graph = graph.substitute({w: type(w).holding(w.key, t, w.of) for w, t in new.items()})
@@ -183,4 +182,4 @@ class _Interpreted:
             return interpret(self.graph, inputs)
 
 
-__all__ = ["CpuBound", "CpuExecutable"]
+__all__ = ["BoundPlan", "PlanExecutable"]

@@ -24,7 +24,6 @@ from .aliases import alias_root, consumers
 from .memory import Ref, Root, expanded, permuted, reshaped, sliced, whole
 from .sizes import Sizes
 from .steps import AnyKernel, Held, HostCall, KernelCall, Make, Packed, Window
-from .tuning import Schedules
 
 VIEWS = ("reshape", "permute", "expand", "slice")
 
@@ -38,7 +37,7 @@ class Builder:
     kernels: bool = True  # whether any can be built here
     precision: str = "highest"  # of float32 products
     target: Any = None  # its Lowerings
-    schedules: Schedules = field(default_factory=Schedules)  # what picks those of products
+    schedules: Any = None  # what they pick schedules by
     lowered: set[Op] = field(default_factory=set)
     steps: list[KernelCall | HostCall] = field(default_factory=list)
     roots: list[Root] = field(default_factory=list)
