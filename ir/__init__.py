@@ -14,6 +14,7 @@ from .errors import (
     PassError,
     PipelineError,
     RuleError,
+    StepPlanError,
     UnsupportedError,
     VerifyError,
     nearest,
@@ -31,8 +32,8 @@ __all__ = [
     "OPS", "ArtefactError", "Cost", "DType", "Dense", "Dim", "EffcError", "Engine", "Format",
     "Graph", "Input", "InputError", "Item", "Layout", "Match", "NearMiss", "No", "Number", "Op",
     "OpError", "Operand", "OptionError", "Origin", "ParseError", "PassError", "PipelineError",
-    "Rule", "RuleError", "RuleStats", "Tensor", "Type", "UnsupportedError", "Value",
-    "VerifyError", "Weight", "algebraic", "bind_symbols", "channels_last", "evaluate",
+    "Rule", "RuleError", "RuleStats", "StepPlanError", "Tensor", "Type", "UnsupportedError",
+    "Value", "VerifyError", "Weight", "algebraic", "bind_symbols", "channels_last", "evaluate",
     "find_op", "interpret", "names", "nearest", "no", "node_text", "op", "ops", "parse",
     "row_major", "symbol", "text", "verify", "yes",
 ]  # fmt: skip

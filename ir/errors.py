@@ -76,6 +76,10 @@ class ArtefactError(EffcError):
     """A compiled model cannot be saved, or a file is not an artefact that can be loaded here."""
 
 
+class StepPlanError(EffcError, ValueError):
+    """A step plan cannot be read, contradicts itself, or was made for another model."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that names the closest known word, or all of them when none is close."""
     known = sorted(known)

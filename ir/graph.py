@@ -25,14 +25,21 @@ if TYPE_CHECKING:
 
 @op("input")
 class Input(Op):
-    """A value given by the caller. A `size` or `number` input is the symbol of its own name."""
+    """A value given by the caller. A `size` or `number` input is the symbol of its own name.
+
+    state: the graph gives its new value back among its last outputs (`Graph.states`); the caller
+    keeps it and hands it to the next call. The text of its type is `State[f32[2, C, 64]]`.
+    """
 
     key: str
     of: Type
+    state: bool = False
 
     def infer(self) -> Type:
         if not self.key.isidentifier() or iskeyword(self.key) or self.key in ("inf", "nan"):
             raise self.fail(f"{self.key!r} cannot be the name of an input")
+        if self.state and not isinstance(self.of, Tensor):
+            raise self.fail(f"{self.key} is {type_text(self.of)}; a state is one tensor")
         return self.of
 
     @property
@@ -129,6 +136,11 @@ class Graph:
         return Graph(inputs, tuple(_ordered(outputs, (), inputs)), outputs, name)
 
     # -------------------------------------------------------------- reading
+
+    @property
+    def states(self) -> tuple[Input, ...]:
+        """Inputs whose new values are the last outputs, in the same order."""
+        return tuple(i for i in self.inputs if i.state)
 
     @cached_property
     def users(self) -> dict[Op, tuple[Op, ...]]:

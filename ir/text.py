@@ -5,6 +5,7 @@
         y0: f32[N, 64, H, W] = conv2d(x, w0, padding=(1, 1))  # conv  model.py:41
         return y0
 
+An input that is a state (its new value is among the last outputs) is `k: State[f32[2, C, 64]]`.
 Annotations are types, checked on the way in. Comments are for people and ignored. Regions are
 nested functions. Nothing is evaluated: the parser walks Python's own syntax tree.
 """
@@ -40,7 +41,7 @@ def node_text(graph: Graph, node: Op) -> str:
     printer = _Printer()
     printer.name_all(graph)
     if isinstance(node, Input):
-        return f"{printer.names[node]}: {type_text(node.type)}"
+        return f"{printer.names[node]}: {_input_type(node)}"
     return printer.line(node, _body_names(node))
 
 
@@ -58,7 +59,7 @@ class _Printer:
 
     def graph(self, graph: Graph, indent: str, name: str | None = None) -> Iterator[str]:
         self.name_all(graph)
-        inputs = ", ".join(f"{self.names[i]}: {type_text(i.type)}" for i in graph.inputs)
+        inputs = ", ".join(f"{self.names[i]}: {_input_type(i)}" for i in graph.inputs)
         yield f"{indent}def {name or graph.name}({inputs}):"
         inner = indent + INDENT
         for node in graph.nodes:
@@ -112,6 +113,10 @@ class _Printer:
             inner = ", ".join(map(self.value, value))
             return f"({inner}{',' if len(value) == 1 else ''})"
         return literal(value)
+
+
+def _input_type(node: Input) -> str:
+    return f"State[{type_text(node.of)}]" if node.state else type_text(node.of)
 
 
 def _body_names(node: Op) -> dict[str, str]:
@@ -238,7 +243,11 @@ class _Parser:
                 self.reals |= {a.arg}
         found = []
         for a in args.args:
-            node = Input(a.arg, parse_type(a.annotation, self.reals))  # type: ignore[arg-type]
+            note, state = _state(a.annotation)
+            of = parse_type(note, self.reals)
+            if state and not isinstance(of, Tensor):
+                raise self.error(a, f"{a.arg} is {type_text(of)}; a state is one tensor")
+            node = Input(a.arg, of, state)
             self.values[a.arg] = node
             found.append(node)
             own = {node.symbol} if isinstance(node.of, Number) else _free(node.of)
@@ -351,6 +360,14 @@ class _Parser:
 
     def error(self, node: Any, what: str, fix: str | None = None) -> ParseError:
         return ParseError(what, where=self.at(node), fix=fix)
+
+
+def _state(note: Any) -> tuple[ast.expr, bool]:
+    """The annotation of an input without `State[...]`, and whether that was there."""
+    match note:
+        case ast.Subscript(value=ast.Name(id="State"), slice=inner):
+            return inner, True
+    return note, False
 
 
 _OUTPUT = Field("return", "operand", None)

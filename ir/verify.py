@@ -8,6 +8,8 @@
    around it).
 6. A region's inputs have the types of the operands it is applied to, and it is itself valid.
 7. A weight's data, where present, has the shape and element type that the node declares.
+8. A graph with s states gives their new values, of the same types and in order, as its last s
+   outputs. A region has no states.
 """
 
 from __future__ import annotations
@@ -58,7 +60,22 @@ def verify(graph: Graph, known: frozenset[sympy.Symbol] = frozenset()) -> Graph:
     for o in graph.outputs:
         if o not in seen:
             raise VerifyError(f"{graph.name}: output {o!r} is not computed by the graph")
+    _verify_states(graph)
     return graph
+
+
+def _verify_states(graph: Graph) -> None:
+    states = graph.states
+    if len(states) > len(graph.outputs):
+        given = f"{graph.name}: {len(states)} states and {len(graph.outputs)} outputs"
+        raise VerifyError(given, why="the last outputs are the new values of the states")
+    first = len(graph.outputs) - len(states)
+    for position, (state, new) in enumerate(zip(states, graph.outputs[first:]), first):
+        if type_text(state.type) != type_text(new.type):
+            raise VerifyError(
+                f"{graph.name}: output {position} is {type_text(new.type)}",
+                where=new.where, why=f"it is the new value of {state.key}, {type_text(state.type)}",
+            )  # fmt: skip
 
 
 def input_symbols(graph: Graph) -> frozenset[sympy.Symbol]:
@@ -98,6 +115,8 @@ def _problem(node: Op, seen: set[Op], symbols: frozenset[sympy.Symbol]) -> str |
         got = tuple(type_text(o.type) for o in node.operands)
         if want != got:
             return f"its region takes ({', '.join(want)}), operands are ({', '.join(got)})"
+        if region.states:
+            return f"its region has a state, {region.states[0].key}"
     return None
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ..op import Cost, Op, Value, op
 from ..types import Tensor, Type, boolean
-from .common import broadcast, may_equal, promote
+from .common import broadcast, check_fits, check_position, may_equal, promote
 
 
 @op("attention")
@@ -19,6 +19,10 @@ class Attention(Op):
     q: [*, heads, n, d], k: [*, kv_heads, m, d], v: [*, kv_heads, m, dv]. mask: additive, or bool
     (True keeps). causal: key j is seen by query i when j <= i. gqa: heads = r * kv_heads, query
     head h reads key/value head h // r. scale: 1 / sqrt(d) when None.
+
+    past: k and v are a cache of m >= past + n positions, of which those from past + n on do not
+    exist, whatever memory holds there. Query i stands at position past + i: causal means
+    j <= past + i. The mask, where given, has m columns.
     """
 
     q: Value
@@ -28,6 +32,7 @@ class Attention(Op):
     causal: bool = False
     scale: float | None = None
     gqa: bool = False
+    past: Value | None = None  # i64, one number
 
     def infer(self) -> Type:
         q, k, v = self.q.tensor, self.k.tensor, self.v.tensor
@@ -39,21 +44,35 @@ class Attention(Op):
             raise self.fail("q and k differ in their last size, or k and v in the one before")
         if self.mask is not None and self.mask.dtype not in (q.dtype, boolean):
             raise self.fail(f"the mask is {self.mask.dtype}, neither {q.dtype} nor bool")
+        if self.past is not None:
+            check_position(self, "past", self.past)
+            check_fits(self, q.shape[-2], k.shape[-2])
         if self.gqa:
             lead = q.shape[:-2]
         else:
             lead = broadcast(self, q.shape[:-2], k.shape[:-2], v.shape[:-2])
         return Tensor((*lead, q.shape[-2], v.shape[-1]), q.dtype)
 
-    def reference(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
-        if self.causal and mask is not None:  # torch takes one of them
-            past = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
-            mask = mask & past if mask.dtype == torch.bool else mask.masked_fill(~past, -torch.inf)
-            return F.scaled_dot_product_attention(
-                q, k, v, mask, scale=self.scale, enable_gqa=self.gqa
-            )
+    def reference(self, q: Any, k: Any, v: Any, mask: Any, past: Any) -> Any:
+        before, causal = 0, self.causal
+        if past is not None:
+            before = int(past)
+            end = before + q.shape[-2]
+            if not 0 <= before <= end <= k.shape[-2]:
+                raise IndexError(f"positions {before}..{end} of a cache of {k.shape[-2]}")
+            k, v = k[..., :end, :], v[..., :end, :]
+            mask = mask if mask is None or mask.shape[-1] == 1 else mask[..., :end]
+        if causal and (mask is not None or before):  # torch takes one of them, and starts at 0
+            seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril(before)
+            if mask is None:
+                mask = seen
+            elif mask.dtype == torch.bool:
+                mask = mask & seen
+            else:
+                mask = mask.masked_fill(~seen, -torch.inf)
+            causal = False
         return F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=self.causal, scale=self.scale, enable_gqa=self.gqa
+            q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=self.gqa
         )
 
     def cost(self) -> Cost:

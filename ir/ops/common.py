@@ -109,6 +109,18 @@ def check_sizes(node: Op, sizes: tuple[Dim, ...]) -> None:
         raise node.fail(f"negative size in {list(sizes)}")
 
 
+def check_position(node: Op, name: str, value: Op) -> None:
+    """An operand that says where to start: one i64 number."""
+    if value.shape or value.dtype.name != "i64":
+        raise node.fail(f"{name} is {value.type}, not i64[()]")
+
+
+def check_fits(node: Op, new: Dim, have: Dim) -> None:
+    """New positions must not be more than there are, as far as they are known."""
+    if isinstance(new, int) and isinstance(have, int) and new > have:
+        raise node.fail(f"{new} new positions of {have}")
+
+
 def common_layout(shape: tuple[Dim, ...], *types: Tensor) -> Layout:
     """The layout of the operands that have the full shape, where they agree; else row-major."""
     layouts = {t.layout.name: t.layout for t in types if t.rank == len(shape) and t.shape == shape}

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from ..op import Cost, Op, Value, op
 from ..symbols import Dim, dim, floordiv, product
 from ..types import Layout, Tensor, Type, row_major
-from .common import axis_of, check_sizes, common_layout, may_equal, promote
+from .common import (
+    axis_of,
+    check_fits,
+    check_position,
+    check_sizes,
+    common_layout,
+    may_equal,
+    promote,
+)
 
 
 class View(Op):
@@ -175,6 +183,49 @@ class Cat(Op):
 
     def cost(self) -> Cost:
         return Cost(0, self.bytes_moved())
+
+
+@op("update")
+class Update(Op):
+    """x with `new` written over part of one dimension, from position `start` on.
+
+    start: i64, one number, known when the graph runs; IndexError where new does not fit there.
+    XLA's dynamic_update_slice, without its clamping.
+    """
+
+    x: Value
+    new: Value
+    start: Value
+    dim: int
+
+    def infer(self) -> Type:
+        t, new = self.x.tensor, self.new.tensor
+        axis = axis_of(self, self.dim, t.rank)
+        if not t.rank or new.rank != t.rank:
+            raise self.fail(f"{new.rank} dimensions are written into {t.rank}")
+        if new.dtype != t.dtype:
+            raise self.fail(f"{new.dtype} is written into {t.dtype}")
+        check_position(self, "start", self.start)
+        for i, (have, given) in enumerate(zip(t.shape, new.shape, strict=True)):
+            if i == axis:
+                check_fits(self, given, have)
+            elif not may_equal(have, given):
+                raise self.fail(f"sizes {have} and {given} of dimension {i} differ")
+        return t
+
+    def reference(self, x: Any, new: Any, start: Any) -> Any:
+        at, size = int(start), new.shape[self.dim]
+        if not 0 <= at <= x.shape[self.dim] - size:
+            raise IndexError(
+                f"update: positions {at}..{at + size} of dimension {self.dim} with"
+                f" {x.shape[self.dim]}"
+            )
+        result = x.clone()
+        result.narrow(self.dim, at, size).copy_(new)
+        return result
+
+    def cost(self) -> Cost:
+        return Cost(0, 2 * self.new.tensor.nbytes)
 
 
 @op("pad")

@@ -68,6 +68,8 @@ SMALL = 1 / 16  # errors of smaller floats count as those of this one
 ROWS = 8  # integers of an input are row numbers below this
 LEAST = {"N": 1, "L": 3, "H": 4, "W": 4, "s": 1}  # the smallest sizes a graph is made for
 MOST = {"N": 3, "L": 7, "H": 9, "W": 9, "s": 4}
+CAPACITY = 12  # positions of a cache, of which fewer than PAST are taken before a call
+PAST = 5
 
 
 # ------------------------------------------------------------------ what the builder knows
@@ -121,6 +123,7 @@ class Builder:
         self.dtypes, self.symbolic = tuple(dtypes), symbolic
         self.floats = tuple(d for d in dtypes if d.is_float)
         self.inputs: list[Input] = []
+        self.states: dict[Input, Op] = {}  # and their new values
         self.facts: dict[Op, Fact] = {}
         self.exacts: dict[Op, bool] = {}
         self.used: set[Op] = set()
@@ -178,6 +181,10 @@ class Builder:
     def least(self, size: Dim) -> int:
         """The size in the smallest call that the graph is made for."""
         return evaluate(size, {symbol(k): v for k, v in LEAST.items()})
+
+    def most(self, size: Dim) -> int:
+        """The size in the largest call."""
+        return evaluate(size, {symbol(k): v for k, v in MOST.items()})
 
     def fact(self, x: Op) -> Fact:
         return self.facts[x]
@@ -497,6 +504,34 @@ def attention(b: Builder) -> Any:
     return b.add(op.attention(q, k, v, **options), b.bound(x) * 2)
 
 
+def cached(b: Builder) -> Any:
+    """Keys and values appended to a state each, and attention over these. Only where asked for."""
+
+    def short(x: Op) -> bool:
+        return isinstance(x.shape[-1], int) and b.most(x.shape[-2]) <= CAPACITY - PAST
+
+    if (x := b.pick(is_float, rank(2, 3, 4), short)) is None:
+        return None
+    past = next((i for i in b.inputs if i.key == "past"), None) or b.input("past", Tensor((), i64))
+    d, n = x.shape[-1], x.shape[-2]
+    q, k, v = (op.linear(x, b.weight((4, d), x.dtype, 1.7 / math.sqrt(d))) for _ in range(3))
+    caches = []
+    for new in (k, v):
+        of = Tensor((*new.shape[:-2], CAPACITY, 4), x.dtype)
+        state = Input(f"state{len(b.states)}", of, state=True)
+        b.inputs.append(state)
+        b.states[state] = op.update(
+            state, new, past, len(of.shape) - b.choice([2, len(of.shape) + 2])
+        )
+        caches.append(b.states[state])
+    options: dict[str, Any] = {"causal": b.flag()}
+    if boolean in b.dtypes and b.flag():
+        rows = op.add(op.reshape(op.arange(n, i64), (n, 1)), past)
+        columns = op.reshape(op.arange(CAPACITY, i64), (1, CAPACITY))
+        options["mask"] = op.gt(columns, op.sub(rows, 3))  # a window: no row is empty
+    return b.add(op.attention(q, *caches, **options, past=past), b.bound(x) * 2)
+
+
 @family("attention")
 def rope(b: Builder) -> Any:
     even = lambda x: isinstance(x.shape[-1], int) and x.shape[-1] % 2 == 0  # noqa: E731
@@ -668,19 +703,20 @@ def graphs(
     symbolic: bool = True,
     layouts: Sequence[Layout] = (row_major, row_major, channels_last),
     families: Sequence[str] | None = None,
+    states: bool = False,
 ) -> Graph:
     """A valid graph. At least one of `dtypes` must be a float type.
 
     steps: a step adds a few nodes at most; what no output needs is left out. dtypes: those listed
     twice come twice as often. symbolic: some sizes may be known only to the call. families: those
-    of FAMILIES to take ops from (None: all).
+    of FAMILIES to take ops from (None: all). states: with caches, given back last.
 
     Each step has a seed of its own, so a failing graph shrinks by losing steps.
     """
     b = Builder(draw(_SEEDS), dtypes, symbolic)
     _inputs(b, layouts)
     smooth(b)
-    ways = [fn for name in families or FAMILIES for fn in FAMILIES[name]]
+    ways = [fn for name in families or FAMILIES for fn in FAMILIES[name]] + [cached] * 3 * states
     for seed in draw(st.lists(_SEEDS, min_size=steps[0], max_size=steps[1])):
         b.random, b.seeds = random.Random(seed), b.seeds + 100
         b.choice(ways)(b)
@@ -691,7 +727,7 @@ def graphs(
         outputs = leaves[-8:]
     if made and draw(st.integers(0, 3)) == 3:
         outputs.append(b.choice(made))  # read inside the graph, too, or given back twice
-    return Graph.of(b.inputs, outputs)
+    return Graph.of(b.inputs, [*outputs, *b.states.values()])
 
 
 # Drawn as bytes: all equally likely, where st.integers prefers small numbers.
@@ -745,6 +781,8 @@ def _value(i: Input, env: dict[Any, int], generator: torch.Generator) -> Any:
         return env[i.symbol]
     t: Any = i.of
     shape = evaluate(t.shape, env)
+    if i.key == "past":
+        return torch.randint(0, PAST, shape, generator=generator)
     if t.dtype.is_float:
         value = torch.rand(shape, generator=generator) * 2 - 1
         coarse = torch.rand(shape, generator=generator) < 0.25  # ties, halves and zeros

@@ -16,6 +16,7 @@ from effc.ir import (
     Graph,
     Input,
     Item,
+    Number,
     Op,
     OpError,
     Tensor,
@@ -352,6 +353,10 @@ def attention(t: Maker) -> Iterator[Op]:
     yield op.attention(t(3, 5, 4), t(3, 6, 4), t(3, 6, 4))
     yield op.attention(t(5, 4), t(1, 4), t(1, 2))
     yield op.attention(t(2, 1, 3, 4), t(1, 5, 3, 4), t(2, 1, 3, 4))
+    past = t(dtype=i64, low=2, high=2)
+    yield op.attention(q, k, v, past=past)
+    yield op.attention(q, k, v, t(5, 7), causal=True, past=past)
+    yield op.attention(t(2, 4, 3, 4), t(2, 2, 7, 4), t(2, 2, 7, 4), gqa=True, past=past)
 
 
 @sampler("rope")
@@ -475,6 +480,16 @@ def cat(t: Maker) -> Iterator[Op]:
     yield op.cat((t(2, dtype=bf16), t(2)), 0)
     yield op.cat((t(2, dtype=i64), t(2, dtype=boolean)), 0)
     yield op.cat(tuple(t(2, c, 4, 5, layout=channels_last) for c in (3, 4)), 1)
+
+
+@sampler("update")
+def update(t: Maker) -> Iterator[Op]:
+    at = t(dtype=i64, low=2, high=2)
+    for dtype in (f32, bf16, i64, boolean):
+        yield op.update(t(2, 7, 3, dtype=dtype), t(2, 5, 3, dtype=dtype), at, 1)
+    yield op.update(t(1, 5, 3), t(1, 5, 1), at, -1)
+    yield op.update(t(7), t(0), at, 0)
+    yield op.update(t(2, 3, 5, 4, layout=channels_last), t(2, 3, 3, 4), at, 2)
 
 
 @sampler("pad")
@@ -705,6 +720,56 @@ def test_symbols_give_the_type_and_cost_that_numbers_give(name: str) -> None:
     assert tried
 
 
+# ------------------------------------------------------------------ caches
+
+
+def test_update_writes_where_it_is_told_and_leaves_its_operand() -> None:
+    node = op.update(X(2, 5), X(2, 2), I(), 1)
+    x, new = torch.zeros(2, 5), torch.ones(2, 2)
+    got = node.reference(x, new, torch.tensor(3))
+    assert got.tolist() == [[0, 0, 0, 1, 1]] * 2 and not x.any()
+    for at in (-1, 4):
+        with pytest.raises(IndexError, match=rf"positions {at}\.\.{at + 2} of dimension 1 with 5"):
+            node.reference(x, new, torch.tensor(at))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [None, boolean, f32])
+@pytest.mark.parametrize("past, n", [(0, 1), (0, 4), (3, 1), (3, 4), (5, 4)])
+def test_attention_over_a_cache_is_the_last_rows_of_attention_over_all(
+    causal: bool, masked: Any, past: int, n: int
+) -> None:
+    t, end, room = Maker(), past + n, 9
+    q, k, v = (t(2, heads, end, 4) for heads in (4, 2, 2))
+    mask = None if masked is None else t(end, end, dtype=masked)
+    (q_, k_, v_), m = (t.values[x] for x in (q, k, v)), None
+    if mask is not None:
+        m = t.values[mask].clone()
+        m.fill_diagonal_(True if masked is boolean else 0.0)
+    everything = op.attention(q, k, v, mask, causal=causal, gqa=True)
+    want = everything.reference(q_, k_, v_, m, None)[..., past:, :]
+
+    def padded(x: torch.Tensor, dim: int, value: float) -> torch.Tensor:
+        shape = list(x.shape)
+        shape[dim] = room - x.shape[dim]
+        return torch.cat((x, torch.full(shape, value).to(x.dtype)), dim)
+
+    cached = op.attention(X(2, 4, n, 4), X(2, 2, room, 4), X(2, 2, room, 4), causal=causal,
+                          gqa=True, past=I())  # fmt: skip
+    k_, v_ = padded(k_, 2, math.nan), padded(v_, 2, math.nan)
+    m = None if m is None else padded(m[past:], 1, math.nan)
+    got = cached.reference(q_[..., past:, :], k_, v_, m, torch.tensor(past))
+    torch.testing.assert_close(got, want)
+
+
+def test_attention_refuses_positions_that_the_cache_has_not() -> None:
+    node = op.attention(X(2, 4), X(5, 4), X(5, 4), past=I())
+    values = [torch.zeros(n, 4) for n in (2, 5, 5)]
+    for past, text in ((4, r"4\.\.6"), (-1, r"-1\.\.1")):
+        with pytest.raises(IndexError, match=f"positions {text} of a cache of 5"):
+            node.reference(*values, None, torch.tensor(past))
+
+
 # ------------------------------------------------------------------ promotion of element types
 
 
@@ -834,6 +899,14 @@ REFUSED: list[tuple[Callable[[], Op], str]] = [
         "the mask is i64, neither f32 nor bool",
     ),
     (
+        lambda: op.attention(X(2, 4), X(5, 4), X(5, 4), past=I(1)),
+        "attention(f32[2, 4], f32[5, 4], f32[5, 4], i64[1]): past is i64[1], not i64[()]",
+    ),
+    (
+        lambda: op.attention(X(6, 4), X(5, 4), X(5, 4), past=I()),
+        "attention(f32[6, 4], f32[5, 4], f32[5, 4], i64[()]): 6 new positions of 5",
+    ),
+    (
         lambda: op.rope(X(3), X(3), X(3)),
         "rope(f32[3], f32[3], f32[3]): the last dimension (3) must be even",
     ),
@@ -896,6 +969,16 @@ REFUSED: list[tuple[Callable[[], Op], str]] = [
         lambda: op.cat((X(2, 3), X(2, 4)), 0),
         "cat(f32[2, 3], f32[2, 4]): sizes 3 and 4 of dimension 1 differ",
     ),
+    (lambda: op.update(X(2, 3), X(3), I(), 0), "update(f32[2, 3], f32[3], i64[()]): "
+        "1 dimensions are written into 2"),
+    (lambda: op.update(X(2, 3), X(2, 4), I(), 0), "update(f32[2, 3], f32[2, 4], i64[()]): "
+        "sizes 3 and 4 of dimension 1 differ"),
+    (lambda: op.update(X(2, 3), X(3, 3), I(), 0), "update(f32[2, 3], f32[3, 3], i64[()]): "
+        "3 new positions of 2"),
+    (lambda: op.update(X(2), I(1), I(), 0), "update(f32[2], i64[1], i64[()]): "
+        "i64 is written into f32"),
+    (lambda: op.update(X(2), X(1), X(), 0), "update(f32[2], f32[1], f32[()]): "
+        "start is f32[()], not i64[()]"),
     (lambda: op.pad(X(2, 3), (1,), (1,)), "pad(f32[2, 3]): 1 paddings for 2 dimensions"),
     (lambda: op.pad(X(2), (-2,), (-1,)), "pad(f32[2]): negative size after cropping"),
     (lambda: op.flip(X(2, 3), (1, -1)), "flip(f32[2, 3]): a dimension appears twice in (1, -1)"),
@@ -920,6 +1003,7 @@ REFUSED: list[tuple[Callable[[], Op], str]] = [
         "fused(f32[2]): the body takes 0 operands",
     ),
     (lambda: Input("a.b", Tensor((), f32)), "input(): 'a.b' cannot be the name of an input"),
+    (lambda: Input("n", Number(), True), "input(): n is size; a state is one tensor"),
     (lambda: Input("class", Tensor((), f32)), "input(): 'class' cannot be the name of an input"),
 ]  # fmt: skip
 

@@ -111,7 +111,7 @@ MEANING: dict[str, Callable[..., Any]] = {
     "batch_norm": lambda n, x, mean, var, w, b: channelwise(
         channelwise(x, (var + n.eps) ** -0.5, -mean * (var + n.eps) ** -0.5), w, b
     ),
-    "attention": lambda n, q, k, v, mask: attention(n, q, k, v, mask),
+    "attention": lambda n, q, k, v, mask, past: attention(n, q, k, v, mask, past),
     "rope": lambda n, x, cos, sin: x * cos + turned(x, n.interleaved) * sin,
     # images
     "max_pool2d": lambda n, x: pooled(n, x), "avg_pool2d": lambda n, x: pooled(n, x),
@@ -129,6 +129,9 @@ MEANING: dict[str, Callable[..., Any]] = {
     "to_layout": lambda n, x: x, "copy": lambda n, x: x,
     "cat": lambda n, xs: torch.concatenate(same_type(xs), n.dim), "pad": lambda n, x: padded(n, x),
     "flip": lambda n, x: flipped(x, n.dims),
+    "update": lambda n, x, new, at: x.index_copy(
+        n.dim, int(at) + torch.arange(new.shape[n.dim]), new.to(x.dtype)
+    ),
     "embedding": lambda n, table, ids: table[ids.long()],
     "arange": lambda n: torch.tensor([n.start + n.step * i for i in range(n.size)]).double(),
     "full": lambda n: torch.ones(n.to, dtype=torch.double) * n.value,
@@ -215,13 +218,18 @@ def convolution(n: Any, x: Any, w: Any, bias: Any) -> Any:
     return channelwise(total, None, bias)
 
 
-def attention(n: Any, q: Any, k: Any, v: Any, mask: Any) -> Any:
+def attention(n: Any, q: Any, k: Any, v: Any, mask: Any, past: Any) -> Any:
+    rows, columns = torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])
+    if past is not None:  # what is not there yet is never read: it may be no number
+        rows, end = rows + int(past), int(past) + q.shape[-2]
+        k, v = (torch.where((columns < end)[:, None], x, 0.0) for x in (k, v))
     scores = torch.einsum("...id,...jd->...ij", q, k)
     scores = scores * given_or(n.scale, q.shape[-1] ** -0.5)
     if mask is not None:
         scores = pick(mask, scores, -math.inf) if mask.dtype is torch.bool else scores + mask
+    if past is not None:
+        scores = pick(columns < end, scores, -math.inf)
     if n.causal:
-        rows, columns = torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])
         scores = pick(columns <= rows, scores, -math.inf)
     return torch.einsum("...ij,...jd->...id", softmax(scores, -1), v)
 
@@ -342,7 +350,7 @@ def test_every_declared_op_has_a_second_meaning() -> None:
 
 
 @profile
-@given(graphs())
+@given(graphs(states=True))
 def test_text_and_verifier(graph: Graph) -> None:
     """Every graph is valid, its text is Python and comes back, with and without values."""
     verify(graph)
@@ -354,7 +362,7 @@ def test_text_and_verifier(graph: Graph) -> None:
 
 
 @profile
-@given(cases())
+@given(cases(states=True))
 def test_the_interpreter_is_the_textbook(case: tuple[Graph, list[Any]]) -> None:
     graph, inputs = case
     got = interpret(graph, inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -112,6 +113,35 @@ def test_names_are_stable_and_avoid_inputs_and_sizes() -> None:
     assert list(names(graph).values()) == ["y0", "y2", "w0", "y3"]
     assert node_text(graph, graph.nodes[0]) == "y2: f32[y1] = relu(y0)"
     assert node_text(graph, y0) == "y0: f32[y1]"
+
+
+def test_states_come_back_as_states() -> None:
+    source = (
+        "def graph(x: f32[n, 4], k: State[f32[C, 4] @ channels_last], past: i64[()]):\n"
+        "    y0: f32[C, 4] @ channels_last = update(k, x, past, dim=0)\n"
+        "    y1: f32[n, 4] = attention(x, y0, y0, causal=True, past=past)\n"
+        "    return y1, y0\n"
+    )
+    graph = back(parse(source))
+    verify(graph)
+    assert graph.text == source
+    assert graph.states == (graph.inputs[1],)
+    assert node_text(graph, graph.inputs[1]) == "k: State[f32[C, 4] @ channels_last]"
+    plain = parse(source.replace("State[f32[C, 4] @ channels_last]", "f32[C, 4] @ channels_last"))
+    assert plain != graph and plain.states == ()
+
+
+@pytest.mark.parametrize(
+    "note, what",
+    [
+        ("State[size]", "x is size; a state is one tensor"),
+        ("State[State[f32[2]]]", "unknown element type 'State'"),
+        ("State", "not a type: State"),
+    ],
+)
+def test_a_state_is_one_tensor(note: str, what: str) -> None:
+    with pytest.raises(ParseError, match=re.escape(what)):
+        parse(f"def graph(x: {note}):\n    return x,\n")
 
 
 def test_two_inputs_of_one_name_have_no_text() -> None:

@@ -174,6 +174,26 @@ def test_data_of_a_weight_is_what_the_node_declares() -> None:
     verify(Graph.of((), (Weight("w", F4, "00"), Weight.holding("v", torch.zeros(4)))))
 
 
+# ------------------------------------------------------------------ 8. states
+
+
+def test_the_new_values_of_states_are_the_last_outputs() -> None:
+    k, v = Input("k", F4, state=True), Input("v", Tensor((4,), f64), state=True)
+    verify(Graph.of((k, X, v), (X, op.add(k, X), v)))
+    assert said(Graph.of((k, X, v), (v,))) == (
+        "graph: 2 states and 1 outputs\n  why   the last outputs are the new values of the states"
+    )
+    assert said(Graph.of((k, X, v), (X, v, k))) == (
+        "graph: output 1 is f64[4]\n  why   it is the new value of k, f32[4]"
+    )
+
+
+def test_a_region_has_no_states() -> None:
+    a = Input("a", F4, state=True)
+    bad = Fused((X,), Graph.of((a,), (op.relu(a),), "body"))
+    assert "why   its region has a state, a" in said(Graph.of((X,), (bad,)))
+
+
 # ------------------------------------------------------------------ the window
 
 
