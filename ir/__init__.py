@@ -21,7 +21,7 @@ from .errors import (
 )
 from .graph import Graph, Input, Item, Weight
 from .interpret import bind_symbols, interpret
-from .op import OPS, Cost, Op, Operand, Origin, Value, find_op, op
+from .op import OPS, Cost, Op, Operand, Origin, Rates, Value, find_op, op
 from .rewrite import Engine, Match, NearMiss, No, Rule, RuleStats, algebraic, no, yes
 from .symbols import Dim, evaluate, symbol
 from .text import names, node_text, parse, text
@@ -32,8 +32,8 @@ __all__ = [
     "OPS", "ArtefactError", "Cost", "DType", "Dense", "Dim", "EffcError", "Engine", "Format",
     "Graph", "Input", "InputError", "Item", "Layout", "Match", "NearMiss", "No", "Number", "Op",
     "OpError", "Operand", "OptionError", "Origin", "ParseError", "PassError", "PipelineError",
-    "Rule", "RuleError", "RuleStats", "StepPlanError", "Tensor", "Type", "UnsupportedError",
-    "Value", "VerifyError", "Weight", "algebraic", "bind_symbols", "channels_last", "evaluate",
-    "find_op", "interpret", "names", "nearest", "no", "node_text", "op", "ops", "parse",
-    "row_major", "symbol", "text", "verify", "yes",
+    "Rates", "Rule", "RuleError", "RuleStats", "StepPlanError", "Tensor", "Type",
+    "UnsupportedError", "Value", "VerifyError", "Weight", "algebraic", "bind_symbols",
+    "channels_last", "evaluate", "find_op", "interpret", "names", "nearest", "no", "node_text",
+    "op", "ops", "parse", "row_major", "symbol", "text", "verify", "yes",
 ]  # fmt: skip

@@ -53,11 +53,13 @@ class Weight(Op):
     """A constant of the model: parameter, buffer or literal tensor, by its state-dict name.
 
     The tensor itself rides along in `data` and is not part of the text: text has the digest.
+    also: names of other weights of the model whose place it takes, their values being the same.
     """
 
     key: str
     of: Tensor
     digest: str = ""
+    also: tuple[str, ...] = ()
 
     data = None  # type: torch.Tensor | None
 
@@ -92,9 +94,22 @@ def digest(t: torch.Tensor) -> str:
     """Hash of dtype, shape and values, in logical order."""
     h = hashlib.blake2b(f"{t.dtype}{tuple(t.shape)}".encode(), digest_size=4)
     if t.numel():
-        flat = t.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-        h.update(flat.view(torch.uint8).numpy().data)
+        h.update(_raw(t.cpu()).numpy().data)
     return h.hexdigest()
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal types, shapes and values, bit for bit: 0.0 is not -0.0, and nan is nan."""
+    if (a.dtype, a.shape, a.device) != (b.dtype, b.shape, b.device):
+        return False
+    if (a.data_ptr(), a.stride()) == (b.data_ptr(), b.stride()):
+        return True
+    return torch.equal(_raw(a), _raw(b))
+
+
+def _raw(t: torch.Tensor) -> torch.Tensor:
+    flat = t.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8) if t.numel() else flat
 
 
 @op("item")
@@ -302,7 +317,7 @@ class Graph:
         rows: list[object] = []
         for node in (*self.inputs, *self.nodes):
             number[node] = len(number)
-            rows.append(_row(node, number))
+            rows.append(row(node, number))
         return (self.name, tuple(rows), tuple(number[o] for o in self.outputs))
 
     def __eq__(self, other: object) -> bool:
@@ -312,7 +327,8 @@ class Graph:
         return hash(self.signature)
 
 
-def _row(node: Op, number: Mapping[Op, int]) -> tuple[object, ...]:
+def row(node: Op, number: Mapping[Op, int]) -> tuple[object, ...]:
+    """One line of a signature: op, type, attributes and regions; operands by number."""
     values = {f.name: getattr(node, f.name) for f in node.fields}
     if isinstance(node, Weight):
         values["digest"] = node.content

@@ -60,6 +60,15 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What takes a target as long as moving one byte to or from memory: so many floating-point
+    operations; and the bytes that it would move in the time it takes to start a kernel."""
+
+    operations: float = 8.0
+    launch: float = 0.0
+
+
+@dataclass(frozen=True)
 class Field:
     name: str
     kind: str  # "operand" | "attr" | "region" | "type"
@@ -134,6 +143,11 @@ class Op:
     @property
     def regions(self) -> tuple[Graph, ...]:
         return tuple(getattr(self, f.name) for f in self.fields if f.kind == "region")
+
+    @property
+    def region_types(self) -> tuple[Type, ...]:
+        """What a region is applied to: the operands, unless the op says else."""
+        return tuple(o.type for o in self.operands)
 
     @property
     def tensor(self) -> Tensor:

@@ -94,7 +94,8 @@ class _Printer:
 
     def call(self, node: Op, bodies: Mapping[str, str]) -> str:
         if isinstance(node, Weight):
-            return f"weight({literal(node.key)}, digest={literal(node.content)})"
+            also = f", also={self.value(node.also)}" if node.also else ""
+            return f"weight({literal(node.key)}, digest={literal(node.content)}{also})"
         target, args = node.name, node_args(node)
         if node.name == "aten":
             target = getattr(node, "target")

@@ -112,7 +112,7 @@ def _problem(node: Op, seen: set[Op], symbols: frozenset[sympy.Symbol]) -> str |
             return f"its data is {data.dtype}{list(data.shape)}"
     for region in node.regions:
         want = tuple(type_text(i.type) for i in region.inputs)
-        got = tuple(type_text(o.type) for o in node.operands)
+        got = tuple(map(type_text, node.region_types))
         if want != got:
             return f"its region takes ({', '.join(want)}), operands are ({', '.join(got)})"
         if region.states:

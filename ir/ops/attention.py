@@ -53,7 +53,7 @@ class Attention(Op):
             lead = broadcast(self, q.shape[:-2], k.shape[:-2], v.shape[:-2])
         return Tensor((*lead, q.shape[-2], v.shape[-1]), q.dtype)
 
-    def reference(self, q: Any, k: Any, v: Any, mask: Any, past: Any) -> Any:
+    def reference(self, q: Any, k: Any, v: Any, mask: Any, past: Any = None) -> Any:
         before, causal = 0, self.causal
         if past is not None:
             before = int(past)

@@ -185,6 +185,31 @@ class Cat(Op):
         return Cost(0, self.bytes_moved())
 
 
+@op("stack")
+class Stack(Op):
+    """Operands of one type as the rows of a new first dimension."""
+
+    xs: tuple[Value, ...]
+
+    def infer(self) -> Type:
+        if not self.xs:
+            raise self.fail("nothing to stack")
+        first = self.xs[0].tensor
+        for x in self.xs:
+            same = x.dtype == first.dtype and x.tensor.rank == first.rank
+            if not same or not all(map(may_equal, x.shape, first.shape)):
+                raise self.fail(f"{x.type} and {first} are stacked")
+            if x.type != Tensor(x.shape, x.dtype):
+                raise self.fail(f"rows that are {x.type}")
+        return Tensor((len(self.xs), *first.shape), first.dtype)
+
+    def reference(self, xs: Any) -> Any:
+        return torch.stack(tuple(xs))
+
+    def cost(self) -> Cost:
+        return Cost(0, self.bytes_moved())
+
+
 @op("update")
 class Update(Op):
     """x with `new` written over part of one dimension, from position `start` on.

@@ -31,7 +31,7 @@ from effc.ir import (
 from effc.ir.op import op as declare
 from effc.ir.ops.aten import Aten
 from effc.ir.ops.common import promote
-from effc.ir.ops.region import Fused
+from effc.ir.ops.region import Fused, Loop
 from effc.ir.rewrite import op
 from effc.ir.types import DTYPES, bf16, boolean, f32, f64, i32, i64, u8
 
@@ -472,6 +472,14 @@ def copy(t: Maker) -> Iterator[Op]:
     yield op.copy(t(2, 3, 4, 5, layout=channels_last))
 
 
+@sampler("stack")
+def stack(t: Maker) -> Iterator[Op]:
+    yield op.stack((t(2, 3), t(2, 3), t(2, 3)))
+    yield op.stack((t(), t()))
+    yield op.stack((t(0, 5),))
+    yield op.stack((t(3, dtype=i64), t(3, dtype=i64)))
+
+
 @sampler("cat")
 def cat(t: Maker) -> Iterator[Op]:
     yield op.cat((t(2, 3), t(0, 3), t(5, 3)), 0)
@@ -578,6 +586,19 @@ def fused(t: Maker) -> Iterator[Op]:
     yield Fused((x, b), Graph.of(inner, (added, op.neg(added)), "body"))
 
 
+@sampler("loop")
+def loop(t: Maker) -> Iterator[Op]:
+    x, table, w = t(2, 3), t(3), t(4, 3)
+    inner = Input("a", x.of), Input("b", table.of), Input("c", table.of)
+    added = op.add(inner[0], inner[1])
+    scaled = op.mul(added, inner[2])
+    for trip, body in ((4, Graph.of(inner, (scaled,))), (4, Graph.of(inner, (scaled, added)))):
+        yield Loop((x,), (table,), (w,), body, trip)
+    yield Loop((x,), (), (), Graph.of(inner[:1], (op.relu(inner[0]),)), 1)
+    swapped = Graph.of(inner, (inner[0], inner[2], inner[1]))
+    yield Loop((x, table, t(3)), (), (), swapped, 3)
+
+
 @sampler("input")
 def inputs(t: Maker) -> Iterator[Op]:
     for shape in SHAPES:
@@ -648,7 +669,7 @@ LAYOUT_IS_OURS = {
     # Ours keep the layout of x, as all ops that give one element for each; torch's write rows.
     "softmax", "log_softmax", "log_sigmoid",
     "attention",  # rows; torch's CPU kernel happens to write [batch, n, heads, d]
-    "aten", "fused",  # whatever the annotation or the body says
+    "aten", "fused", "loop",  # whatever the annotation or the body says
 }  # fmt: skip
 
 
@@ -697,7 +718,7 @@ def symbolic(node: Op, made: dict[Op, Op]) -> Op:
 
 
 SIZES = {symbol(f"n{s}"): s for s in range(2, 21)}
-TYPE_IS_GIVEN = {"aten", "fused", "item", "weight"}
+TYPE_IS_GIVEN = {"aten", "fused", "item", "loop", "weight"}
 
 
 @pytest.mark.parametrize("name", [n for n in OURS if n not in TYPE_IS_GIVEN])
@@ -1041,7 +1062,7 @@ def test_fields_are_sorted_by_their_annotations() -> None:
     assert kinds == {
         "conv2d": ["operand"] * 3 + ["attr"] * 4,
         "fused": ["operand", "region"],
-        "weight": ["attr", "type", "attr"],
+        "weight": ["attr", "type", "attr", "attr"],
         "aten": ["attr", "operand", "operand", "type"],
     }
 

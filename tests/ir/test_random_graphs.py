@@ -128,6 +128,7 @@ MEANING: dict[str, Callable[..., Any]] = {
     "slice": lambda n, x: x.index_select(n.dim, n.start + n.step * torch.arange(n.size)),
     "to_layout": lambda n, x: x, "copy": lambda n, x: x,
     "cat": lambda n, xs: torch.concatenate(same_type(xs), n.dim), "pad": lambda n, x: padded(n, x),
+    "stack": lambda n, xs: torch.concatenate([x[None] for x in xs]),
     "flip": lambda n, x: flipped(x, n.dims),
     "update": lambda n, x, new, at: x.index_copy(
         n.dim, int(at) + torch.arange(new.shape[n.dim]), new.to(x.dtype)
@@ -343,7 +344,7 @@ def eager(graph: Graph, inputs: Sequence[Any], env: dict[Any, Any] | None = None
 
 def test_every_declared_op_has_a_second_meaning() -> None:
     declared = {n for n, c in OPS.items() if c.__module__.startswith("effc.ir.")}
-    assert declared - MEANING.keys() == {"aten", "fused", "input", "item", "weight"}
+    assert declared - MEANING.keys() == {"aten", "fused", "input", "item", "loop", "weight"}
 
 
 # ------------------------------------------------------------------ properties
