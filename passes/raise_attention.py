@@ -9,9 +9,12 @@ import torch
 
 from effc.ir import Graph, Match, No, Op, Rule, Weight, interpret, no, yes
 from effc.ir.rewrite import op as ops
+from effc.ir.types import boolean
 
+from .analysis.index_values import LOW, AtMost, Where, value_at
 from .common import is_number, reassociates
 
+AND = ("bitwise_and", "logical_and")
 LARGEST_MASK = 1 << 24  # elements of a mask that is evaluated to see whether it is causal
 
 
@@ -215,6 +218,91 @@ class ConstantMask(Rule):
 
     def rewrite(self, op, m, q, k, v, mask):
         return m.root.replace(mask=None, causal=self.seen[mask] == "causal")
+
+
+class CausalMask(Rule):
+    """attention(q, k, v, (j <= i) & rest) => attention(q, k, v, rest, causal=True)
+
+    Masks made of positions, at sizes that only a call knows; `rest` may be anything. An additive
+    mask stands for what it lets through, unless a row of it could be lowest everywhere.
+    """
+
+    def pattern(self, op, q, k, v, mask):
+        return op.attention(q, k, v, mask, causal=False)
+
+    def check(self, m, q, k, v, mask):
+        if q.shape[-2] != k.shape[-2]:
+            return no("{} queries, {} keys", q.shape[-2], k.shape[-2], at=mask)
+        if not m.graph.all_symbols:
+            return no("the sizes are known: see ConstantMask")
+        found = visible(mask)
+        if isinstance(found, No):
+            return found
+        if not any(map(_is_causal, found)):
+            return no("no part of the mask is j <= i", at=mask)
+        return yes
+
+    def rewrite(self, op, m, q, k, v, mask):
+        found = visible(mask)
+        assert not isinstance(found, No)
+        rest: Op | None = None
+        for term in found:
+            if isinstance(term, Op):
+                rest = term if rest is None else op.bitwise_and(rest, term)
+        return m.root.replace(mask=rest, causal=True)
+
+
+def visible(mask: Any) -> list[Op | AtMost] | No:
+    """What must hold for a query to see a key, all of it; tests of positions as such.
+
+    A test that is kept stands as its node, and what always holds is left out.
+    """
+    if mask.dtype == boolean:
+        return _terms(mask)
+    at = value_at(mask)
+    if isinstance(at, Where) and at.number <= LOW:
+        return [at.test.negated()]
+    if mask.name != "where":
+        return no("the mask is {}", mask.name, at=mask)
+    low = mask.b.value if isinstance(mask.b, Op) and mask.b.name == "full" else mask.b
+    zero = mask.a.value if isinstance(mask.a, Op) and mask.a.name == "full" else mask.a
+    if not (is_number(low) and is_number(zero)) or zero or low > LOW:
+        return no("the mask chooses between {} and {}", zero, low, at=mask)
+    found = _terms(mask.cond)
+    if low != -torch.inf and not all(map(_sees_itself, found)):
+        return no("a row of the mask may be {} everywhere", low, at=mask)
+    return found
+
+
+def _terms(node: Any) -> list[Op | AtMost]:
+    """The parts of a conjunction."""
+    if node.name in AND and len(node.operands) == 2 and node.a.dtype == node.b.dtype == boolean:
+        return [*_terms(node.a), *_terms(node.b)]
+    if node.name == "expand" and node.x.name in AND:
+        return _terms(node.x)
+    at = value_at(node)
+    if not isinstance(at, AtMost):
+        return [node]
+    if at.known:
+        return []
+    return [at] if _is_causal(at) else [node]
+
+
+def _is_causal(term: Op | AtMost) -> bool:
+    """key <= query"""
+    if not isinstance(term, AtMost):
+        return False
+    *lead, query, key = term.value.aligned(2).coefs
+    return key > 0 and query == -key and not any(lead) and 0 >= term.value.const > -key
+
+
+def _sees_itself(term: Op | AtMost) -> bool:
+    """Whether the test holds for every query and the key at its own position."""
+    at = value_at(term) if isinstance(term, Op) else term
+    if not isinstance(at, AtMost):
+        return False
+    *lead, query, key = at.value.aligned(2).coefs
+    return query + key == 0 and not any(lead) and at.value.const <= 0
 
 
 def mask_kind(value: torch.Tensor) -> str:

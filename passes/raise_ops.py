@@ -33,5 +33,6 @@ class RaiseOps(Pass):
             raise_attention.RaiseAttention(),
             raise_attention.GroupHeads(),
             raise_attention.ConstantMask(),
+            raise_attention.CausalMask(),
         )
         return ctx.rewrite(g, rules)
