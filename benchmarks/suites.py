@@ -131,6 +131,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _products() -> list[Case]:
     shapes = {  # rows x inputs x outputs, of transformers at these widths
         "linear-1x1024x4096": (1, 1024, 4096),
+        "linear-1x4096x4096": (1, 4096, 4096),  # a step of decoding: the time of reading the weight
+        "linear-1x576x49152": (1, 576, 49152),
+        "linear-4x4096x4096": (4, 4096, 4096),
         "linear-128x1024x1024": (128, 1024, 1024),
         "linear-128x1024x2816": (128, 1024, 2816),
         "linear-512x512x2048": (512, 512, 2048),
@@ -166,10 +169,21 @@ def _convolutions() -> list[Case]:
     ]  # fmt: skip
 
 
+def one_query(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A step of decoding: few heads of keys, which more heads of queries share."""
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+
 def _attentions() -> list[Case]:
+    cache = (1, 3, 2048, 64)
     return [
-        operator(f"attention-causal-8x64-{n}", "attention", attention, [(1, 8, n, 64)] * 3)
-        for n in (1024, 8192)
+        *(
+            operator(f"attention-causal-8x64-{n}", "attention", attention, [(1, 8, n, 64)] * 3)
+            for n in (1024, 8192)
+        ),
+        operator(
+            "attention-decode-9of3x64-2048", "attention", one_query, [(1, 9, 1, 64), cache, cache]
+        ),
     ]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from effc.calibration import Arguments, argument_sets, asked_for, flattened
 from effc.capture import Refusal, capture_exported
 from effc.collector import collector_paused
 from effc.dynamo import HandedOver
@@ -30,32 +31,35 @@ def compile(
 ) -> nn.Module:
     """Compile a model for inference and return an nn.Module that is called as the model is.
 
-    recipe: pipeline text; None runs the exact passes only. example_inputs: arguments of one call;
-    with them the whole graph is compiled now (through torch.export) and every pass's error is
-    measured on them; without them compilation waits for the first call. dynamic_shapes: as in
-    torch.export. options: fields of effc.options.Options.
+    recipe: pipeline text; None runs the exact passes only. calibrate: an iterable of sets of
+    arguments, each a tensor, a tuple or a mapping of names, for passes that learn from data.
+    example_inputs: arguments of one call, by default the first set of `calibrate`; with them the
+    whole graph is compiled now (through torch.export) and every pass's error is measured on them;
+    without them compilation waits for the first call. dynamic_shapes: as in torch.export.
+    options: fields of effc.options.Options.
 
     Raises OptionError, PipelineError, and with strict=True UnsupportedError.
     """
-    if calibrate is not None:
-        raise OptionError(
-            "calibrate is for passes that lose accuracy, and none of the passes here takes data",
-            fix="drop calibrate",
-        )
     if recipe is not None:
         if "pipeline" in options:
             raise OptionError("recipe and pipeline both name the passes", fix="drop one of them")
         options["pipeline"] = recipe
     if not callable(model):
         raise OptionError(f"model must be an nn.Module or a function, not {type(model).__name__}")
-    chosen = Options.of({"measure": example_inputs is not None, **options})
+    given = example_inputs is not None or calibrate is not None
+    chosen = Options.of({"measure": given, **options})
     module = model if isinstance(model, nn.Module) else _Function(model)
-    if example_inputs is None:
+    asked_for(chosen.passes, calibrate)
+    if not given:
         return CompiledModule(module, None, _dynamo(module, options))
+    sets = None if calibrate is None else argument_sets(calibrate)
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
-    kwargs = dict(example_kwargs or {})
-    compiled = _ahead(module, tuple(example_inputs), kwargs, dynamic_shapes, chosen)
+    example: Arguments = (tuple(example_inputs or ()), dict(example_kwargs or {}))
+    if sets and example_inputs is None and not example_kwargs:
+        example = sets[0]
+    learning = None if sets is None else flattened(sets, example)
+    compiled = _ahead(module, *example, dynamic_shapes, chosen, learning)
     return CompiledModule(module, compiled, None)
 
 
@@ -75,18 +79,20 @@ def _dynamo(module: nn.Module, options: Mapping[str, Any]) -> Callable[..., Any]
 
 
 def _ahead(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any, options: Options
-) -> Ahead:
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any,
+    options: Options, calibration: Sequence[Sequence[Any]] | None,
+) -> Ahead:  # fmt: skip
     record = Record(type(module).__name__, pipeline=str(options.passes), target=options.target)
     with record.phase("export"), torch.no_grad():
         program = _export(module, args, kwargs, dynamic)
     with collector_paused():
-        return _compiled(module, args, kwargs, program, record, options)
+        return _compiled(module, args, kwargs, program, record, options, calibration)
 
 
 def _compiled(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     program: torch.export.ExportedProgram, record: Record, options: Options,
+    calibration: Sequence[Sequence[Any]] | None,
 ) -> Ahead:  # fmt: skip
     with record.phase("capture"):
         captured = capture_exported(program)
@@ -98,7 +104,7 @@ def _compiled(
 
     made: Any = captured
     if not isinstance(captured, Refusal):
-        made = compile_captured(captured, options, record, original, flat)
+        made = compile_captured(captured, options, record, original, flat, calibration)
     if isinstance(made, Refusal):
         record.refusal = made
         made = HandedOver(original, record)

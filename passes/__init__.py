@@ -1,10 +1,12 @@
 """Passes: efficiency papers as graph rewrites, and the analyses they read."""
 
 from . import (
+    cache,
     choose_layout,
     compose_pointwise,
     eliminate_common_subexpressions,
     eliminate_dead_code,
+    fold,
     fold_batch_norm,
     fold_constants,
     fold_norm_affine,
@@ -17,10 +19,12 @@ from . import (
 )
 
 __all__ = [
+    "cache",
     "choose_layout",
     "compose_pointwise",
     "eliminate_common_subexpressions",
     "eliminate_dead_code",
+    "fold",
     "fold_batch_norm",
     "fold_constants",
     "fold_norm_affine",

@@ -27,11 +27,11 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from effc.ir import (
     Engine,
@@ -40,12 +40,15 @@ from effc.ir import (
     Op,
     PassError,
     PipelineError,
+    Rates,
     Rule,
     RuleStats,
     nearest,
     yes,
 )  # fmt: skip
 from effc.ir.rewrite import Answer, Journal
+
+from .pipelines import NAMED
 
 GROUP = "effc.passes"
 
@@ -87,13 +90,24 @@ def lossy(metric: str) -> Numerics:
 
 # ------------------------------------------------------------------ context
 
+Progress: TypeAlias = "Callable[[Sequence[Any], str], Iterable[Any]]"
+
 
 @dataclass
 class Context:
-    """What a pass may ask for while it runs, and what it leaves behind for the report."""
+    """What a pass may ask for while it runs, and what it leaves behind for the report.
+
+    calibration: sets of values for the graph's inputs, for passes that declare `calibrated`.
+    uncompressed: the graph that exact passes alone made, before any pass that loses accuracy.
+    progress: progress(steps, title) yields the steps; a driver may show a bar meanwhile.
+    """
 
     supports: Callable[[Op], Answer] = lambda node: yes  # would the target claim this node?
+    rates: Rates = field(default_factory=Rates)  # what the target's time goes by
     sample_inputs: Sequence[Any] | None = None
+    calibration: Sequence[Sequence[Any]] | None = None
+    uncompressed: Graph | None = None
+    progress: Progress = lambda steps, title: steps
     stats: dict[str, RuleStats] = field(default_factory=dict)
     touched: list[Op] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -117,6 +131,15 @@ class Context:
         self.touched += new.values()
         journal = Journal.current()
         return graph.substitute(new) if journal is None else journal.substitute(graph, dict(new))
+
+    def data(self, p: Pass) -> Sequence[Sequence[Any]]:
+        """The calibration data. Raises PassError where none was given."""
+        if not self.calibration:
+            raise PassError(
+                f"{p} needs calibration data",
+                fix="effc.compile(model, recipe=..., calibrate=batches): some sets of arguments",
+            )
+        return self.calibration
 
     def counted(self, rule: str, title: str, hits: int = 1) -> None:
         """Count rewrites that a pass makes without the rule engine."""
@@ -146,12 +169,16 @@ PASSES: dict[str, type[Pass]] = {}
 
 @dataclass(frozen=True)
 class Pass:
-    """Base. `needs`: facts (words) that an earlier pass of the pipeline must give."""
+    """Base. `needs`: facts (words) that an earlier pass of the pipeline must give.
+
+    changes_interface: the graph may get other inputs, other outputs, and states.
+    """
 
     name: ClassVar[str] = ""
     numerics: ClassVar[Numerics] = exact()
     needs: ClassVar[tuple[str, ...]] = ()
     gives: ClassVar[tuple[str, ...]] = ()
+    changes_interface: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         if cls.name:
@@ -168,9 +195,21 @@ class Pass:
     def run(self, g: Graph, ctx: Context) -> Graph:
         raise NotImplementedError(f"{type(self).__name__} declares no run")
 
+    def inputs_after(self, before: Graph, after: Graph, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Inputs that ask of the new graph what `inputs` ask of the old one.
+
+        Its first outputs are then those of the old one. For passes with changes_interface.
+        """
+        return inputs
+
     @property
     def title(self) -> str:
         return (inspect.getdoc(self) or self.name).splitlines()[0]
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it reads ctx.calibration, with these options."""
+        return False
 
     def __str__(self) -> str:
         """Text form: the name and the options that differ from their defaults."""
@@ -223,8 +262,12 @@ class Pipeline:
 
     @staticmethod
     def parse(text: str) -> Pipeline:
-        """`a,b{k=1}` -> Pipeline. Raises PipelineError naming the nearest pass or option."""
-        return Pipeline(tuple(_parse_pass(item) for item in _split(text) if item))
+        """`a,b{k=1}` -> Pipeline. Raises PipelineError naming the nearest pass or option.
+
+        The name of a pipeline (passes/pipelines.py) stands for its passes: `raised,a,default`.
+        """
+        items = [i for item in _split(text) for i in _split(NAMED.get(item, item)) if i]
+        return Pipeline(tuple(map(_parse_pass, items)))
 
     def check(self) -> None:
         """Refuse an order in which a pass misses a fact that an earlier one must give."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
-from effc.ir import Graph, Op, Rule, no, yes
+from effc.ir import Dim, Graph, Input, Op, Rates, Rule, no, yes
+from effc.ir.ops.region import Fused
 from effc.ir.rewrite import Answer
 from effc.ir.rewrite import op as ops
 from effc.ir.symbols import product
@@ -26,24 +29,32 @@ class ComposePointwise(Pass):
 
     A 1x1 convolution of an enlarged picture is taken before it is enlarged.
 
-    balance: operations that cost as much as moving one byte.
+    balance: operations that cost as much as moving one byte; None: as the target says.
     force: also where it costs more; for kernels that read both maps of a sum in one pass.
     """
 
     name, numerics = "compose-pointwise", exact("rounding")
-    balance: float = 8.0
+    balance: float | None = None
     force: bool = False
 
     def run(self, g: Graph, ctx: Context) -> Graph:
+        rates = ctx.rates
+        if self.balance is not None:
+            rates = replace(rates, operations=self.balance)
         rules = (ComposeConv, ComposeLinear, ComposeSum, ConvBeforeInterpolate)
-        return ctx.rewrite(g, [rule(self.balance, self.force) for rule in rules])
+        return ctx.rewrite(g, [rule(rates, self.force, ctx.supports) for rule in rules])
+
+
+SAMPLE = 7  # operations of one value between four pixels
 
 
 class ComposeConv(Rule):
     """conv1x1(conv(x, w1, b1), w2, b2) => conv(x, w2 @ w1, w2 @ b1 + b2)"""
 
-    def __init__(self, balance: float = 8.0, force: bool = False) -> None:
-        self.balance, self.force = balance, force
+    def __init__(
+        self, rates: Rates, force: bool = False, supports: Callable[[Op], Answer] = lambda n: yes
+    ) -> None:
+        self.rates, self.force, self.supports = rates, force, supports
 
     def pattern(self, op, x, w1, w2):
         inner = op.conv2d(x, w1, bias=op.any, groups=1).named("first")
@@ -58,12 +69,17 @@ class ComposeConv(Rule):
         if not answer:
             return answer
         taps = estimate(w1.tensor.numel) / estimate(w1.shape[0])  # products an output value
-        now = taps * w1.shape[0] + w1.shape[0] * w2.shape[0]
+        more = taps * w2.shape[0] - taps * w1.shape[0] - w1.shape[0] * w2.shape[0]
         saved = 2 * w1.shape[0] * x.dtype.bits / 8  # written and read again
-        return self.pays(2 * (taps * w2.shape[0] - now), saved, outer)
+        return self.pays(2 * more, saved, outer, more)
 
-    def pays(self, more: float, saved: float, at: Op) -> Answer:
-        if self.force or estimate(more) <= self.balance * estimate(saved):
+    def pays(self, more: Dim | float, saved: Dim | float, at: Any, weights: Dim | float) -> Answer:
+        """more, saved: operations and bytes of each pixel or row of `at`. One launch less saves its
+        time too, as far as reading so many more weights leaves any of it."""
+        each = estimate(at.tensor.numel) / estimate(at.w.shape[0])
+        spared = self.rates.launch - max(0.0, estimate(weights)) * at.dtype.bits / 8
+        saved = estimate(saved) + max(0.0, spared) / max(1.0, each)
+        if self.force or estimate(more) <= self.rates.operations * saved:
             return yes
         return no("{:g} more operations to save {:g} bytes, each time", more, saved, at=at)
 
@@ -100,7 +116,26 @@ class ComposeSum(ComposeConv):
         n, mid, k = w2.shape[0], w1.shape[0], w1.shape[1]
         # one product of p more at full width, none in the middle; the sum is never stored
         more, saved = 2 * (n * k - mid * k) + n, (4 * mid - 2 * n) * p.dtype.bits / 8
-        return self.pays(more, saved, m.outer)
+        if self.read_between_pixels(m, u):
+            # nor are u and the map of it, whose product is then one of the picture before
+            shrunk = estimate(product(u.x.shape[-2:])) / estimate(product(u.shape[-2:]))
+            more = 2 * (n * k - mid * k - n * mid * (1 - shrunk)) + SAMPLE * (n - mid)
+            saved = 4 * mid * p.dtype.bits / 8
+        return self.pays(more, saved, m.outer, n * k - mid * k)
+
+    def read_between_pixels(self, m: Any, u: Any) -> bool:
+        """Whether u is an enlarged picture that the kernel of a convolution beside it can read."""
+        if u.name != "interpolate" or m.graph.uses(u) > 1:
+            return False
+        if not ConvBeforeInterpolate.grows(u):
+            return False
+        types = u.x.type, m.first.x.type, m.first.w.type
+        small, p, w = (Input(f"a{i}", t) for i, t in enumerate(types))
+        conv = m.first.replace(x=p, w=w, bias=None)
+        enlarged = u.replace(x=small)
+        total = ops.add(enlarged, conv)
+        body = Graph((small, p, w), (conv, enlarged, total), (total,), "r")
+        return bool(self.supports(Fused((small, p, w), body)))
 
     def rewrite(self, op, m, u, p, w1, w2):
         w, bias = compose(m.outer, m.first)
@@ -124,7 +159,11 @@ class ConvBeforeInterpolate(ComposeConv):
         answer = reassociates(x.dtype) and dense_constants(m.graph, w1, m.outer.bias)
         if not answer:
             return answer
-        before, after = (estimate(product(v.shape[-2:])) for v in (x, m.enlarged))
+        return self.grows(m.enlarged)
+
+    @staticmethod
+    def grows(enlarged: Any) -> Answer:
+        before, after = (estimate(product(v.shape[-2:])) for v in (enlarged.x, enlarged))
         if after <= before:
             return no("the picture does not grow: {:g} pixels become {:g}", before, after)
         return yes

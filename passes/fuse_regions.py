@@ -1,8 +1,10 @@
 """Fusion: groups of ops become regions, each to be computed by one kernel.
 
 Two shapes of region. An anchor (convolution, matrix product, attention) with the pointwise ops that
-follow it, and for a matrix product also those before it, or a second product of the same value; and
-a loop, pointwise ops over one iteration shape with at most one op along rows.
+follow it, and for a matrix product also those before it, or a second product of the same value; for
+a convolution the pooling or change of layout before it, pictures enlarged for what follows, and for
+a 1x1 one the convolution before it; and a loop, pointwise ops over one iteration shape with at most
+one op along rows.
 The target is asked about each region; a refused one shrinks, or its ops stay as they are.
 """
 
@@ -22,10 +24,12 @@ from .analysis.grouping import Grouping, operands_of, results_of
 from .base import Context, Pass, exact
 from .common import missed
 from .outline import condense, outline
+from .stack_pointwise import is_pointwise
 
 ANCHORS = ("conv1d", "conv2d", "conv3d", "linear", "matmul", "attention", "group_norm")
 ROWS = ("softmax", "log_softmax", "layer_norm", "rms_norm")
 PRODUCTS = ("linear", "matmul")
+PICTURES = ("to_layout", "max_pool2d", "avg_pool2d")  # a convolution may read through them
 EPILOGUE = (
     "FuseEpilogue",
     "norm? + conv | linear | attention | group_norm ... + pointwise ops => one region",
@@ -156,8 +160,8 @@ class _Fusion:
         for other in self.siblings(anchor):
             yield from self.joined([other, anchor])
         spine = self.spine([anchor])
-        norm = self.norm_before(anchor)
-        heads = [[norm]] if norm else self.before([anchor])
+        head = self.norm_before(anchor) or self.picture_before(anchor)
+        heads = self.chained(anchor) or ([[head]] if head else self.before([anchor]))
         for end in range(len(spine), 0, -1):
             part = spine[:end]
             results = results_of(self.graph, part)
@@ -166,8 +170,12 @@ class _Fusion:
                     self.miss(EPILOGUE, anchor, self.used_twice(anchor, part))
                 continue
             part = self.with_sides([anchor], part)
-            tails = self.stores_after(results[0]) if anchor.name == "conv2d" else [[]]
-            yield from self.mergeable(part, [*heads, []], tails)
+            if anchor.name != "conv2d":
+                yield from self.mergeable(part, [*heads, []], [[]])
+                continue
+            tails, enlarged = self.stores_after(results[0]), self.enlarged(part)
+            for more in [enlarged, []] if enlarged else [[]]:
+                yield from self.mergeable([*part, *more], [*heads, []], tails)
 
     def joined(self, anchors: list[Op]) -> Iterator[list[Op]]:
         """Two products of one value with what joins their results to one."""
@@ -275,6 +283,49 @@ class _Fusion:
             self.miss(EPILOGUE, anchor, no("{} is also used elsewhere", norm.name, at=norm))
             return None
         return norm
+
+    def chained(self, anchor: Any) -> list[list[Op]]:
+        """The convolution before a 1x1 one with what is between them, if nothing else reads it;
+        with what its own picture is read through, and without."""
+        if anchor.name != "conv2d" or not is_pointwise(anchor):
+            return []
+        first, inside, waiting = None, {anchor}, [anchor.x]
+        while waiting:
+            node = waiting.pop(0)
+            if node in inside or node not in self.groups.group or node in self.taken:
+                continue
+            only = all(u in inside for u in self.graph.users[node])
+            if not only or node in self.graph.outputs or node.shape != anchor.x.shape:
+                continue
+            if node.name == "conv2d" and first is None:
+                first = node
+                inside.add(node)
+            elif fusable(node):
+                inside.add(node)
+                waiting += node.operands
+        if first is None:
+            return []
+        found = [n for n in inside if n is not anchor]
+        found += self.enlarged(found)
+        picture = self.picture_before(first)
+        return [[picture, *found], found] if picture else [found]
+
+    def picture_before(self, anchor: Any) -> Op | None:
+        """A pooling or a change of layout that only this convolution reads."""
+        if anchor.name != "conv2d" or anchor.x.name not in PICTURES:
+            return None
+        picture = anchor.x
+        free = picture in self.groups.group and picture not in self.taken and _plain(picture)
+        return picture if free and self.only_user(picture) is anchor else None
+
+    def enlarged(self, part: list[Op]) -> list[Op]:
+        """Pictures that are enlarged for these nodes alone."""
+        read = dict.fromkeys(o for n in part if n.pointwise for o in n.operands)
+        return [
+            o for o in read
+            if o.name == "interpolate" and o in self.groups.group and o not in self.taken
+            and o not in self.graph.outputs and all(u in part for u in self.graph.users[o])
+        ]  # fmt: skip
 
     def stores_after(self, last: Op) -> list[list[Op]]:
         """Ops that only say where results are stored: pixel_shuffle, to_layout; longest first."""

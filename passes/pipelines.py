@@ -5,6 +5,9 @@ from __future__ import annotations
 # Only names and shapes: bit for bit the captured program, without its clutter.
 CANONICAL = "simplify,eliminate-common-subexpressions,eliminate-dead-code"
 
+# Layers recognised, nothing folded or joined yet: what papers about layers and blocks start from.
+RAISED = f"simplify,raise-ops,{CANONICAL}"
+
 # Everything exact, nothing to configure. Layers are recognised first and folded next; layouts come
 # after folds, which make and unmake convolutions; regions come last, over what is left.
 DEFAULT = ",".join(
@@ -25,4 +28,4 @@ DEFAULT = ",".join(
     )
 )
 
-NAMED = {"canonical": CANONICAL, "default": DEFAULT, "none": ""}
+NAMED = {"canonical": CANONICAL, "raised": RAISED, "default": DEFAULT, "none": ""}

@@ -86,9 +86,12 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 def run():
     """run(program, pipeline) -> Ran; verifies the result and checks the declared numerics."""
 
-    def run(program, pipeline, *, supports=None, inputs=None, sizes=None, bits=False) -> Ran:
+    def run(
+        program, pipeline, *, supports=None, rates=None, inputs=None, sizes=None, bits=False
+    ) -> Ran:
         before = fill(parse(program)) if isinstance(program, str) else fill(program)
         ctx = Context() if supports is None else Context(supports=supports)
+        ctx.rates = rates or ctx.rates
         after, allowed = before, 0.0
         for p in Pipeline.parse(pipeline):
             after = p.run(after, ctx)

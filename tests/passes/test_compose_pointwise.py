@@ -2,6 +2,8 @@
 
 import pytest
 
+from effc.ir import Rates, no, yes
+
 COMPOSE = "compose-pointwise"
 
 
@@ -90,6 +92,45 @@ def test_the_gate_of_rlfn_is_left_unless_forced(run):
     assert ran.reasons("ComposeSum")[0] == "1006 more operations to save -112 bytes, each time"
     ran = run(program(*GATE, args=args), "compose-pointwise{force=True}")
     assert heavy(ran) == ["conv2d", "conv2d", "add", "sigmoid"]
+
+
+ESA = [
+    w("wf", [16, 16, 1, 1]), w("w4", [52, 16, 1, 1]), w("w3", [16, 16, 3, 3]), w("bf", [16]),
+    w("b4", [52]), "q = conv2d(e, w3, padding=(1, 1))", "u = interpolate(q, size=(36, 64))",
+    "v = conv2d(p, wf, bf)", "s = add(u, v)", "g = conv2d(s, w4, b4)", "y = sigmoid(g)",
+]  # fmt: skip
+ESA_ARGS = "e: f32[1, 16, 6, 11], p: f32[1, 16, 36, 64]"
+
+
+def never(node):
+    return no("no kernel computes {}", node.body.nodes[0].name)
+
+
+def test_a_sum_with_an_enlarged_picture_is_taken_apart_where_a_kernel_reads_both(run):
+    ran = run(program(*ESA, args=ESA_ARGS), COMPOSE, supports=never)
+    assert ran.unchanged
+    asked = []
+    ran = run(program(*ESA, args=ESA_ARGS), COMPOSE, supports=lambda n: asked.append(n) or yes)
+    assert heavy(ran) == ["conv2d", "conv2d", "interpolate", "conv2d", "add", "sigmoid"]
+    assert ran.hits("ComposeSum") == 1 and ran.hits("ConvBeforeInterpolate") == 1
+    assert {tuple(n.name for n in a.body.nodes) for a in asked} == {
+        ("conv2d", "interpolate", "add")
+    }
+
+
+def test_an_enlarged_picture_that_is_read_elsewhere_is_not_taken_apart(run):
+    ran = run(program(*ESA, args=ESA_ARGS, result="y, u"), COMPOSE)
+    assert ran.unchanged
+
+
+def test_a_launch_less_is_worth_its_time(run):
+    """On the small picture the two convolutions before the interpolation take no time as one."""
+    launch = Rates(launch=4e6)
+    ran = run(program(*ESA, args=ESA_ARGS), COMPOSE, rates=launch)
+    assert heavy(ran) == ["conv2d", "interpolate", "conv2d", "add", "sigmoid"]
+    # but weights of 2048 x 2048 instead of 2 x 16 x 2048 take longer to read
+    lines = [w("w1", [16, 2048]), w("w2", [2048, 16]), "c = linear(x, w1)", "y = linear(c, w2)"]
+    assert run(program(*lines, args="x: f32[1, 2048]"), COMPOSE, rates=launch).unchanged
 
 
 def test_nothing_to_do_is_the_same_graph(run):

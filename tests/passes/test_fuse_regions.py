@@ -329,8 +329,76 @@ def test_a_change_of_layout_ends_a_convolution(run):
         "s = pixel_shuffle(c, factor=2)",
         "y = to_layout(s, layout=row_major)",
     )
-    ran = run(program(*lines, args="x: f32[1, 3, 8, 8]"), FUSE)
+    ran = run(program(*lines, args="x: f32[1, 3, 8, 8]"), FUSE, supports=nothing_before)
     assert bodies(ran) == [["conv2d", "pixel_shuffle", "to_layout"]]
+    assert "to_layout before a convolution" in ran.reasons("FuseEpilogue")
+
+
+def nothing_before(node):
+    first = node.body.nodes[0]
+    return yes if first.name == "conv2d" else no("{} before a convolution", first.name)
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["to_layout(x, layout=channels_last)", "max_pool2d(x, kernel=(3, 3), stride=(1, 1))",
+     "avg_pool2d(x, kernel=(3, 3), stride=(1, 1))"],
+)  # fmt: skip
+def test_what_a_picture_is_read_through_joins_the_convolution(run, before):
+    lines = (*CONV, f"p = {before}", "c = conv2d(p, k, b)", "y = relu(c)")
+    args, name = "x: f32[1, 3, 8, 8]", before.partition("(")[0]
+    assert bodies(run(program(*lines, args=args), FUSE)) == [[name, "conv2d", "relu"]]
+    ran = run(program(*lines, args=args), FUSE, supports=nothing_before)
+    assert bodies(ran) == [["conv2d", "relu"]] and ran.count(name) == 1
+    ran = run(program(*lines, args=args, result="y, p"), FUSE)
+    assert bodies(ran) == [["conv2d", "relu"]]
+
+
+POINT = (*CONV, w("p", [4, 8, 1, 1]), "c = conv2d(x, k, b, padding=(1, 1))", "a = relu(c)",
+         "s = add(a, r)", "d = conv2d(s, p)", "y = sigmoid(d)")  # fmt: skip
+
+
+def one_convolution(node):
+    names = [n.name for n in node.body.nodes]
+    return no("two convolutions") if names.count("conv2d") > 1 else yes
+
+
+def test_a_1x1_convolution_joins_the_one_before_it(run):
+    whole = ["conv2d", "relu", "add", "conv2d", "sigmoid"]
+    assert bodies(run(program(*POINT, args=IMAGE), FUSE)) == [whole]
+    apart = [["conv2d", "relu", "add"], ["conv2d", "sigmoid"]]
+    ran = run(program(*POINT, args=IMAGE), FUSE, supports=one_convolution)
+    assert bodies(ran) == apart and "two convolutions" in ran.reasons("FuseEpilogue")
+    assert bodies(run(program(*POINT, args=IMAGE, result="y, s"), FUSE)) == apart
+    wide = [line.replace("[4, 8, 1, 1]", "[4, 8, 3, 3]") for line in POINT]
+    assert bodies(run(program(*wide, args=IMAGE), FUSE)) == apart
+
+
+ENLARGED = "x: f32[1, 3, 8, 8], q: f32[1, 8, 3, 3]"
+SUM = (
+    *CONV, "c = conv2d(x, k, b, padding=(1, 1))", "u = interpolate(q, size=(8, 8))", "s = add(c, u)",
+    "y = sigmoid(s)",
+)  # fmt: skip
+
+
+def test_an_enlarged_picture_that_only_the_epilogue_reads_joins(run):
+    assert bodies(run(program(*SUM, args=ENLARGED), FUSE)) == [
+        ["conv2d", "interpolate", "add", "sigmoid"]
+    ]
+    ran = run(program(*SUM, args=ENLARGED), FUSE, supports=refuse("interpolate"))
+    assert bodies(ran) == [["conv2d", "add", "sigmoid"]] and ran.count("interpolate") == 1
+    assert "no kernel computes interpolate" in ran.reasons("FuseEpilogue")
+    ran = run(program(*SUM, args=ENLARGED, result="y, u"), FUSE)
+    assert bodies(ran) == [["conv2d", "add", "sigmoid"]]
+
+
+def test_an_enlarged_picture_that_waits_for_the_convolution_stays_outside(run):
+    lines = (
+        *CONV, "c = conv2d(x, k, b, padding=(1, 1))", "m = max_pool2d(c, kernel=(2, 2), stride=(2, 2))",
+        "u = interpolate(m, size=(8, 8))", "y = add(c, u)",
+    )  # fmt: skip
+    ran = run(program(*lines, args="x: f32[1, 3, 8, 8]"), FUSE)
+    assert ran.unchanged
 
 
 def test_a_refused_epilogue_shrinks(run):
