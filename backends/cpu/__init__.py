@@ -18,7 +18,7 @@ from effc.codegen.cpp.kernel import Kernel, unit
 from effc.codegen.library import Library
 from effc.codegen.openmp import torch_runtime
 from effc.codegen.toolchain import MissingToolchain, Toolchain, find_toolchain
-from effc.ir import EffcError, Graph, No, Op, no, yes
+from effc.ir import EffcError, Graph, No, Op, Rates, no, yes
 from effc.ir.rewrite import Answer
 
 from ..base import Backend, Object, Options
@@ -26,10 +26,11 @@ from ..plan.executable import PlanExecutable
 from ..plan.lowering import Lowerings
 from ..plan.plan import Part, Plan, Program
 from ..plan.planner import make_plan
+from ..plan.tuning import Schedules
 from . import fused, images, movers, norms  # noqa: F401  (they fill the table)
 from .features import CpuFeatures, UnsupportedCpu, detect, lacking, planning_for
 from .lowering import CPU
-from .tuning import Database, Schedules, tune
+from .tuning import Database, tune
 
 __all__ = ["CpuBackend", "CpuProgram"]
 
@@ -59,11 +60,15 @@ class CpuBackend(Backend):
     def supports(self, node: Op) -> Answer:
         return self.target.claim(node)
 
+    @property
+    def rates(self) -> Rates:  # type: ignore[override]
+        return self.target.rates
+
     def prepare(self, plan: Plan) -> None:
         """Change the plan's kernels into what a C++ compiler builds."""
 
     def _plan(
-        self, graph: Graph, options: Options, without: No | None, schedules: Schedules
+        self, graph: Graph, options: Options, without: No | None, schedules: Schedules | None
     ) -> Plan:
         plan = make_plan(graph, options, self.target, without, schedules)
         self.prepare(plan)

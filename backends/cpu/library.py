@@ -243,15 +243,16 @@ def _matmul(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Call:
 
 
 def _attention(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Call:
-    given = [node.q, node.k, node.v] + ([node.mask] if node.mask is not None else [])
-    slots = b.reads(*(operands[o] for o in given))
+    given = (node.q, node.k, node.v, node.mask, node.past)
+    slots = b.reads(*(operands[o] for o in given if o is not None))
 
     def build(frame: Frame) -> Callable[[], torch.Tensor]:
         v, run = frame.values, torch._C._nn.scaled_dot_product_attention
         causal, scale, gqa = node.causal, node.scale, node.gqa
-        q, k, value, mask = (*slots, frame.nothing)[:4]
-        if causal and node.mask is not None:  # ATen takes one or the other; the op joins them
-            return lambda: node.reference(v[q], v[k], v[value], v[mask])
+        left = iter(slots)
+        q, k, value, mask, past = (frame.nothing if o is None else next(left) for o in given)
+        if node.past is not None or (causal and node.mask is not None):  # not both in ATen's
+            return lambda: node.reference(v[q], v[k], v[value], v[mask], v[past])
         return lambda: run(v[q], v[k], v[value], v[mask], 0.0, causal, scale=scale, enable_gqa=gqa)
 
     return Call("torch.scaled_dot_product_attention", slots, build, _heads_inside(node))

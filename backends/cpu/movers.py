@@ -6,7 +6,7 @@ from typing import Any
 
 from effc.codegen.cpp.image import embedding
 from effc.codegen.cpp.loops import Nest, Operand
-from effc.codegen.cpp.pointwise import loop_nest, pointwise, transpose
+from effc.codegen.cpp.pointwise import loop_nest, pointwise, transpose, update
 from effc.codegen.cpp.region import Statements
 from effc.codegen.cpp.scalar import literal, register
 from effc.ir import Op, row_major
@@ -14,7 +14,16 @@ from effc.ir.symbols import product
 
 from ..plan.builder import Builder
 from ..plan.memory import Ref, whole
-from ..plan.moves import MOVES, full, order_of, packed_ref, real_value, rope_check, rope_pairs
+from ..plan.moves import (
+    MOVES,
+    full,
+    order_of,
+    packed_ref,
+    real_value,
+    rope_check,
+    rope_pairs,
+    updated,
+)
 from ..plan.regions import Region
 from .lowering import CPU, lowers
 
@@ -48,6 +57,17 @@ def fill(b: Builder, node: Op, out: Ref, value: Any) -> None:
 CPU.copy_into, CPU.fill = copy_into, fill
 for _name, _move in MOVES.items():
     lowers(_name)(_move)
+
+
+@lowers("update")
+def _update(b: Builder, node: Any) -> None:
+    """A copy to where `start` says, into the memory of x."""
+    out, place, new, (last, step) = updated(b, node)
+    nest = Nest(new.shape, (Operand(out.dtype, out.strides), Operand(new.dtype, new.strides)))
+    made = update(nest.collapsed(order_of(place)), last, step, comment=Region.of(node).comment(b))
+    b.kernel(made.kernel, node, [place], [new, whole(b.error_word()), b.ref(node.start)],
+             made.numbers)  # fmt: skip
+    b.set(node, out)
 
 
 # ------------------------------------------------------------------ gathers and made tensors

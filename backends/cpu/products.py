@@ -1,6 +1,7 @@
 """Matrix products and convolutions in our own kernels, with what follows computed on the sums.
 
-Taken: float32 `attention`, `linear` and `matmul` with a matrix; and `conv2d` in channels-last
+Taken: `attention`, `linear` and `matmul` with a matrix, of float32 and, where torch has no
+instructions for them or the rows are few, of 16-bit floats; and float32 `conv2d` in channels-last
 memory with a constant weight, of one group or depthwise. 3x3 convolutions of stride 1 may go
 through Winograd's transform; its interpolation points keep the error that of a plain sum
 (core/winograd.cpp). A measurement or the cost model below says whether that pays, and in which
@@ -25,9 +26,9 @@ import torch.nn.functional as F
 
 from effc.codegen.cpp.kernel import Kernel
 from effc.codegen.cpp.loops import Nest, Operand
-from effc.codegen.cpp.products import BF16, F32, TILES, Tile, core, epilogue
+from effc.codegen.cpp.products import BF16, F16, F32, TILES, Tile, core, epilogue
 from effc.codegen.cpp.region import Statements
-from effc.ir import Op, no, yes
+from effc.ir import DType, Op, no, symbols, yes
 from effc.ir.rewrite import Answer
 from effc.ir.symbols import Dim
 from effc.ir.types import channels_last, row_major
@@ -61,9 +62,42 @@ def takes(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Answer:
         return no("no kernels are built", at=node)
     if node.name not in MAKERS:
         return no("{} goes to a library", node.name, at=node)
-    if node.tensor.dtype != F32 and not _on_tiles(b, node, operands):
+    if not _ours(node) and not _on_tiles(b, node, operands):
         return no("{} of {} goes to a library", node.name, node.tensor.dtype, at=node)
     return _takes_convolution(b, node, operands) if node.name == "conv2d" else yes
+
+
+def _ours(node: Any) -> bool:
+    """Whether the element type is one that our plain cores are as fast in as the library is.
+
+    They compute 16-bit floats in float32, on one of them at a time: eight times as fast as torch
+    without instructions for the type, and by far slower than torch with them. Few rows take the
+    time of reading the weight, whatever computes them.
+    """
+    dtype = node.tensor.dtype
+    if dtype == F32 or node.name not in OF:
+        return dtype == F32
+    return dtype in OF[node.name] and (not _instructions(dtype) or _few(node))
+
+
+def _instructions(dtype: DType) -> bool:
+    """Whether torch multiplies the 16-bit type with instructions for it here."""
+    cpu = detect()
+    return isinstance(cpu, CpuFeatures) and cpu.has(f"avx512_{'bf16' if dtype == BF16 else 'fp16'}")
+
+
+def _few(node: Any) -> bool:
+    if node.name == "attention":
+        return node.past is not None or _known(node.q.shape[-2]) <= FEW_QUERIES
+    rows = symbols.product((node.x if node.name == "linear" else node.a).shape[:-1])
+    return _known(rows) <= FEW_ROWS
+
+
+def _known(size: Dim) -> float:
+    return size if isinstance(size, int) else math.inf
+
+
+FEW_ROWS = 8  # of a product that takes little longer than reading its weight
 
 
 def _takes_convolution(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Answer:
@@ -161,7 +195,15 @@ def _times(b: Builder, value: Op, w: Ref) -> Product | None:
     step = w.strides[1] if turned else w.strides[0]
     numbers = (rows.sizes[0], *w.shape, rows.operands[0].strides[0], step, BLOCK,
                up(64, tile().panel), int(turned))  # fmt: skip
-    return Product(core("linear"), (x, w), numbers)
+    return Product(core(OF["linear"][w.dtype]), (x, w), numbers)
+
+
+# Cores by the type of what they read; 16-bit floats become float32 on the way.
+OF = {
+    "linear": {F32: "linear", BF16: "linear_of_bf16", F16: "linear_of_f16"},
+    "attention": {F32: "attention", BF16: "attention_of_bf16", F16: "attention_of_f16"},
+}
+OF["matmul"] = OF["linear"]
 
 
 def _lined_up(b: Builder, value: Op) -> tuple[Ref, Nest]:
@@ -255,10 +297,14 @@ def _attention(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | No
         parts = _parts(b, node) or 0
         made, note = core("attention_bf16"), NOTES[parts]
         return Product(made, (q, k, v, mask), (*numbers, parts), note, strides)
-    return Product(core("attention"), (q, k, v, mask), numbers, strides=strides)
+    reads = (q, k, v, mask)
+    if node.past is not None:
+        reads += b.ref(operands[node.past]), whole(b.error_word())
+    made = core(OF["attention"][node.tensor.dtype])
+    return Product(made, reads, (*numbers, int(node.past is not None)), strides=strides)
 
 
-MASKS = {F32: 1, BF16: 3}  # added; others keep a score or drop it
+MASKS = {F32: 1, BF16: 3, F16: 4}  # added; others keep a score or drop it
 
 
 def _with_heads(b: Builder, ref: Ref, shape: tuple[Dim, ...]) -> Ref:
@@ -310,7 +356,7 @@ def _on_tiles(b: Builder, node: Any, operands: Mapping[Op, Op]) -> bool:
         return False
     if node.name == "attention":
         queries, depth = node.q.tensor.shape[-2:]
-        few = isinstance(queries, int) and queries <= FEW_QUERIES
+        few = node.past is not None or _known(queries) <= FEW_QUERIES
         return not few and isinstance(depth, int) and depth > 0
     sizes = node.w.tensor.shape
     if node.name == "conv2d" and node.groups != 1:

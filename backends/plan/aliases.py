@@ -20,9 +20,10 @@ def alias_root(node: Op) -> Op:
 
 
 def escaping(graph: Graph) -> frozenset[Op]:
-    """Values whose memory the caller gets to see: outputs and what they are views of."""
+    """Values whose memory the caller gets to see: outputs and what they are views of. New values of
+    states are none of them: they end in the memory of the old ones."""
     found: set[Op] = set()
-    for output in graph.outputs:
+    for output in graph.outputs[: len(graph.outputs) - len(graph.states)]:
         node: Op | None = output
         while node is not None and node not in found:
             found.add(node)

@@ -33,7 +33,7 @@ class Builder:
     graph: Graph
     names: Mapping[Op, str]
     origin: Mapping[Op, Op] = field(default_factory=dict)  # node -> the one that reports show
-    escaping: frozenset[Op] = frozenset()  # values whose memory the caller gets to see
+    escaping: frozenset[Op] = frozenset()  # values whose memory the caller gets to see, but states
     kernels: bool = True  # whether any can be built here
     precision: str = "highest"  # of float32 products
     target: Any = None  # its Lowerings
@@ -91,7 +91,9 @@ class Builder:
         """The slot of fn(constant), computed when weights are bound."""
         if (node, what, key) not in self.packed:
             self.held(node)
-            self.packed[node, what, key] = Packed(self.new_slot(), self.constants[node], fn)
+            same = fn if key is None else key
+            made = Packed(self.new_slot(), self.constants[node], fn, what, same)
+            self.packed[node, what, key] = made
         return self.packed[node, what, key].slot
 
     def derived_ref(
@@ -283,12 +285,32 @@ class Builder:
 
     def free_after(self, value: Op, node: Op) -> bool:
         """Nobody reads the value's memory after `node`, which may overwrite it."""
-        memory = alias_root(value)
         root = self.held(value).root
         ours = root.kind == "arena" or (root.kind == "dynamic" and root.owned)
-        if not ours or root.pinned or memory in self.escaping:
+        return ours and alias_root(value) not in self.escaping and self._last_read(value, node)
+
+    def overwrites(self, value: Op, node: Op) -> bool:
+        """`node` may write its result over an operand: nobody needs that later, it is no second
+        operand's memory too, and the memory is ours or a state's."""
+        memory = alias_root(value)
+        if sum(alias_root(o) is memory for o in node.operands) > 1:
             return False
-        return all(c is node or c in self.lowered for c in self._consumers.get(memory, ()))
+        if not self.is_state(self.held(value).root):
+            return node not in self.escaping and self.free_after(value, node)
+        kept = any(alias_root(o) is memory for o in self.graph.outputs)
+        return not kept and self._last_read(value, node)
+
+    def _last_read(self, value: Op, node: Op) -> bool:
+        """No step after those of `node` reads the value's memory."""
+        if self.held(value).root.pinned:
+            return False
+        readers = self._consumers.get(alias_root(value), ())
+        return all(c is node or c in self.lowered for c in readers)
+
+    @staticmethod
+    def is_state(root: Root) -> bool:
+        """Memory of the caller's that gets the new value of what it holds."""
+        return isinstance(root.node, Input) and root.node.state
 
     @cached_property
     def _consumers(self) -> dict[Op, list[Op]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from types import CodeType
 
-from effc.ir import Number
+from effc.ir import Input, Number, row_major
 
 from .memory import Root
 from .plan import Plan
@@ -21,6 +21,7 @@ def write_driver(plan: Plan, device: str = "cpu") -> str:
     read = {slot for s in plan.steps if isinstance(s, HostCall) for slot in s.reads}
     kept = read | set(plan.outputs)
     lines, local, used = ["def run(inputs):"], {}, []
+    states: list[int] = []  # places among the inputs
     names = ", ".join(f"x{i}" for i in range(len(plan.inputs)))
     if plan.inputs:
         lines.append(f"    {names}{',' if len(plan.inputs) == 1 else ''} = inputs")
@@ -31,11 +32,21 @@ def write_driver(plan: Plan, device: str = "cpu") -> str:
         if not isinstance(node.of, Number):
             check = f"x{i}.dtype is not dtype{i} or not {here.format(i)}"
             lines.append(f"    if {check}: refuse(inputs)")
-        if isinstance(root, Root) and root.number >= 0:
+        name = f"x{i}"
+        if isinstance(node, Input) and node.state:
+            assert isinstance(root, Root)
+            name = f"s{i}"
+            states.append(i)
+            lines += _state(f"x{i}", name, f"p{i}", root, plan.alignment)
+        elif isinstance(root, Root) and root.number >= 0:
             lines += _publish(f"x{i}", root, plan.slots + 1 + i, plan.alignment)
         if slot in read:
-            lines.append(f"    values[{slot}] = x{i}")
+            lines.append(f"    values[{slot}] = {name}")
             used.append(slot)
+    if states:
+        places = [i for i, root in enumerate(plan.inputs) if isinstance(root, Root)]
+        distinct = ", ".join(f"p{i}" if i in states else f"x{i}.data_ptr()" for i in places)
+        lines.append(f"    if len({{{distinct}}}) < {len(places)}: overlap(inputs)")
     for root in plan.output_roots:
         name = local[root.slot] = f"o{root.slot}"
         store = f" = values[{root.slot}]" if root.slot in read else ""
@@ -51,6 +62,7 @@ def write_driver(plan: Plan, device: str = "cpu") -> str:
             if any(ref.root.kind == "error" for call in group for ref in call.refs):
                 lines.append("    if error[0]: out_of_range()")
         lines += [f"    values[{slot}] = None" for slot in plan.gone_after(at, group)]
+    lines += [f"    if s{i} is not x{i}: x{i}.copy_(s{i})" for i in states]
     results = ", ".join(local.get(slot, f"values[{slot}]") for slot in plan.outputs)
     lines.append(f"    results = ({results}{',' if plan.outputs else ''})")
     shown = {s for s, root in plan.shown_in.items() if root.kind != "const" and s not in local}
@@ -62,9 +74,7 @@ def write_driver(plan: Plan, device: str = "cpu") -> str:
 
 def _publish(name: str, root: Root, keep: int, alignment: int) -> list[str]:
     """Tell kernels where a tensor lies, packed first where it does not lie as they walk it."""
-    fits = f"{name}.stride() == strides{root.slot}"
-    if alignment > 1:
-        fits += f" and not {name}.data_ptr() % {alignment}"
+    fits = _fits(name, root, alignment)
     if not root.shape:  # strides cannot tell a negated view apart
         return [
             f"    p = values[{keep}] = pack({name}, ())",
@@ -76,6 +86,31 @@ def _publish(name: str, root: Root, keep: int, alignment: int) -> list[str]:
         f"        p = values[{keep}] = pack({name}, strides{root.slot})",
         f"        table[{root.number}] = p.data_ptr()",
     ]
+
+
+def _state(name: str, held: str, place: str, root: Root, alignment: int) -> list[str]:
+    """The same for a state, which is `held` then and copied back at the end where it was packed.
+
+    place: the address of what was given.
+    """
+    fits = _fits(name, root, alignment, place) if root.shape else f"not {name}.is_neg()"
+    publish = f"    table[{root.number}] = " if root.number >= 0 else ""
+    return [
+        f"    {held}, {place} = {name}, {name}.data_ptr()",
+        *([f"{publish}{place}"] if publish else []),
+        f"    if not ({fits}):",
+        f"        {held} = pack({name}, strides{root.slot})",
+        *([f"    {publish}{held}.data_ptr()"] if publish else []),
+    ]
+
+
+def _fits(name: str, root: Root, alignment: int, place: str = "") -> str:
+    """Whether a tensor lies as kernels walk it; asked in the quickest way that there is."""
+    plain = root.node is not None and root.strides == row_major.strides(root.shape)
+    fits = f"{name}.is_contiguous()" if plain else f"{name}.stride() == strides{root.slot}"
+    return fits + (
+        f" and not {place or f'{name}.data_ptr()'} % {alignment}" if alignment > 1 else ""
+    )
 
 
 def compile_driver(plan: Plan, device: str = "cpu") -> CodeType:

@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 
-from effc.ir import EffcError, InputError, Number, bind_symbols, interpret
+from effc.ir import EffcError, InputError, Number, Op, Weight, bind_symbols, interpret
+from effc.ir.graph import row
 from effc.ir.interpret import run_node
 
-from ..base import Bound, Executable, Object, weight_values
+from ..base import Bound, Constants, Executable, Object, weight_values
 from .binding import Binder
 from .frame import Frame
+from .memory import Root
 from .plan import Plan, Program
 from .sizes import Numbers
-from .steps import HostCall
+from .steps import HostCall, Packed
 
 KEPT = 16  # idle frames; each holds an arena
 
@@ -45,20 +47,26 @@ class PlanExecutable(Executable):
                 "built kernels are no longer on disk", why=str(e), fix="compile the model again"
             ) from e
 
-    def bind(self, weights: Mapping[str, torch.Tensor] | None = None) -> Bound:
+    def bind(
+        self, weights: Mapping[str, torch.Tensor] | None = None, shared: Constants | None = None
+    ) -> Bound:
         if self.program is None:
             raise RuntimeError("this plan was made without building its kernels")
-        return BoundPlan(self.program, weights)
+        return BoundPlan(self.program, weights, shared)
 
 
 class BoundPlan(Bound):
     """A plan with its weights."""
 
-    def __init__(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
+    def __init__(
+        self, program: Program, weights: Mapping[str, torch.Tensor] | None,
+        shared: Constants | None = None,
+    ) -> None:  # fmt: skip
         self.program, self.plan = program, program.plan
-        self.constants = _constants(self.plan, weights)
+        made = _Made(self.plan, weights, shared or Constants())
+        self.constants = made.constants()
         with program.packing():
-            self.packed = {p.slot: p.make(self.constants[p.source]) for p in self.plan.packed}
+            self.packed = {p.slot: made.packed(p) for p in self.plan.packed}
         self._weights = dict(weights or {})
         self._numbers = [isinstance(i.of, Number) for i in self.plan.graph.inputs]
         self._no_numbers = not any(self._numbers)
@@ -152,21 +160,47 @@ def _storage(value: Any) -> Any:
     return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else id(value)
 
 
-def _constants(plan: Plan, weights: Mapping[str, torch.Tensor] | None) -> dict[Any, torch.Tensor]:
-    """Evaluate what does not depend on inputs, as far as the plan reads it."""
-    graph = plan.graph
-    values: dict[Any, Any] = dict(weight_values(graph, weights))
-    needed, stack = set(), list(plan.constants)
-    while stack:
-        node = stack.pop()
-        if node not in needed:
-            needed.add(node)
-            stack += node.operands
-    with torch.no_grad():
-        for node in graph.nodes:
-            if node in needed and node not in values:
-                values[node] = run_node(node, values, {})
-    return {root: values[node] for node, root in plan.constants.items()}
+class _Made:
+    """What a plan needs of its weights, evaluated as far as it reads it."""
+
+    def __init__(
+        self, plan: Plan, weights: Mapping[str, torch.Tensor] | None, shared: Constants
+    ) -> None:
+        self.plan, self.shared = plan, shared
+        self.values: dict[Op, Any] = {**weight_values(plan.graph, weights)}
+        self.numbers: dict[Op, int] = {}
+        for node in plan.graph.nodes:
+            if isinstance(node, Weight):  # the graph's own values may differ under equal names
+                own = None if node.key in (weights or {}) else id(node.data)
+                self.numbers[node] = shared.number((node.key, own))
+            elif node in plan.graph.constants:
+                self.numbers[node] = shared.number(row(node, self.numbers))
+
+    def constants(self) -> dict[Root, torch.Tensor]:
+        with torch.no_grad():
+            return {root: self._kept(node) for node, root in self.plan.constants.items()}
+
+    def packed(self, p: Packed) -> Any:
+        assert p.source.node is not None
+        key = (self.numbers[p.source.node], p.what, p.key)
+        return self.shared.once(key, lambda: p.make(self.values[p.source.node]))
+
+    def _kept(self, node: Op) -> Any:
+        """Shared are the values that plans read, not those on the way to them."""
+        self.values[node] = self.shared.once(self.numbers[node], lambda: self._value(node))
+        return self.values[node]
+
+    def _value(self, node: Op) -> Any:
+        waiting = [node]
+        while waiting:
+            top = waiting[-1]
+            missing = [o for o in top.operands if o not in self.values]
+            waiting += missing
+            if not missing:
+                waiting.pop()
+                if top not in self.values:
+                    self.values[top] = run_node(top, self.values, {})
+        return self.values[node]
 
 
 class _Interpreted:
@@ -179,7 +213,13 @@ class _Interpreted:
 
     def run(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         with torch.no_grad():
-            return interpret(self.graph, inputs)
+            outputs = interpret(self.graph, inputs)
+            first = len(outputs) - len(self.graph.states)
+            states = [x for node, x in zip(self.graph.inputs, inputs) if node.state]
+            new = [x.clone() for x in outputs[first:]]  # one may be another's old value
+            taken = set(map(_storage, states))
+            results = [o.clone() if _storage(o) in taken else o for o in outputs[:first]]
+            return (*results, *(x.copy_(value) for x, value in zip(states, new)))
 
 
 __all__ = ["BoundPlan", "PlanExecutable"]

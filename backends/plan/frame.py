@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from effc.ir import Op
+from effc.ir import InputError, Op
 
 from .memory import Root, packed
 from .plan import Program
@@ -50,7 +50,7 @@ class Frame:
             "values": self.values, "table": self.table, "pack": self._packed,
             "empty": self.program.empty, "addresses": ctypes.addressof(self.table),
             "refuse": refuse, "error": self.error, "out_of_range": self._out_of_range,
-            "threads": self.program.resource,
+            "threads": self.program.resource, "overlap": self._overlap,
         }  # fmt: skip
         for i, root in enumerate(self.plan.inputs):
             if isinstance(root, Root):
@@ -64,7 +64,7 @@ class Frame:
             if isinstance(group, HostCall):
                 names[f"step{at}"] = group.make(self)
             else:
-                names["native"] = self.program.run
+                names["native"] = names.get("native") or self.program.native()
                 words = self.program.words[at].fill(self.numbers)
                 self.kept.append(words)
                 names[f"data{at}"] = words.ctypes.data
@@ -76,6 +76,20 @@ class Frame:
     def _out_of_range(self) -> None:
         self.error[0] = 0
         raise IndexError("index out of range in self")
+
+    def _overlap(self, inputs: Sequence[Any]) -> None:
+        """Two tensors begin at one address: refused where one is a state and both have elements."""
+        places: dict[int, Any] = {}
+        for node, x in zip(self.plan.graph.inputs, inputs):
+            if not isinstance(x, torch.Tensor) or not x.numel():
+                continue
+            other = places.setdefault(x.data_ptr(), node)
+            if other is not node and (other.state or node.state):
+                raise InputError(
+                    f"inputs {other.key} and {node.key} are the same memory",
+                    why="a state is overwritten with its new value",
+                    fix="give each state a tensor of its own",
+                )
 
     def bind(self, node: Op) -> Any:
         """The node with its symbols replaced by the numbers of this frame."""

@@ -203,7 +203,19 @@ def clone_call(source: int, slot: int) -> Make:
     return make
 
 
+def copy_call(into: int, source: int) -> Make:
+    def make(frame: Frame) -> Step:
+        v = frame.values
+
+        def step() -> None:
+            v[into].copy_(v[source])
+
+        return step
+
+    return make
+
+
 __all__ = [
-    "clone_call", "fallback", "has_symbols", "library", "reference_call", "view_call",
+    "clone_call", "copy_call", "fallback", "has_symbols", "library", "reference_call", "view_call",
     "window_call",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from effc.ir import Op, no, yes
+from effc.ir import Op, Rates, no, yes
 from effc.ir.rewrite import Answer
 from effc.ir.types import Tensor
 
@@ -52,6 +52,11 @@ class Lowerings:
         # set by the module that makes the target's copies
         self.copy_into: Move = _unset if base is None else base.copy_into
         self.fill: Move = _unset if base is None else base.fill
+
+    @property
+    def rates(self) -> Rates:
+        """What the target's time goes by, for passes that weigh work against memory traffic."""
+        return Rates() if self.base is None else self.base.rates
 
     def find(self, op: str) -> Lowering | None:
         """What takes ops of that name."""

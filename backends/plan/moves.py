@@ -12,7 +12,7 @@ import torch
 
 from effc.ir import Op, channels_last, no, row_major, yes
 from effc.ir.rewrite import Answer
-from effc.ir.symbols import dim, floordiv
+from effc.ir.symbols import Dim, dim, floordiv
 from effc.ir.types import Layout
 
 from .builder import Builder
@@ -91,6 +91,22 @@ def _cat(b: Builder, node: Any) -> None:
             b.target.copy_into(b, node, sliced(out, axis, start, size), b.ref(x), kind="kernel")
         start = dim(start + size)
     b.set(node, out)
+
+
+def updated(b: Builder, node: Any) -> tuple[Ref, Ref, Ref, tuple[Dim, Dim]]:
+    """What an `update` walks: (result, where `new` lies in it from position 0 on, new, (the last
+    position that fits, elements from one position to the next)).
+
+    The result is in x's own memory, or in a copy where x is read later.
+    """
+    out, axis = b.ref(node.x), node.dim % node.tensor.rank
+    if not (out.whole and b.overwrites(node.x, node)):
+        x, (out,) = out, b.results(node)
+        b.target.copy_into(b, node, out, x, note="the old value is read later")
+    new = b.ref(node.new)
+    place = sliced(out, axis, 0, new.shape[axis])
+    b.must_equal(*zip(place.shape, new.shape, strict=True))
+    return out, place, new, (dim(out.shape[axis] - new.shape[axis]), out.strides[axis])
 
 
 # ------------------------------------------------------------------ padding and shuffles
@@ -194,5 +210,5 @@ def rope_pairs(b: Builder, node: Any) -> tuple[Ref, tuple[Ref, Ref], dict[str, R
 
 __all__ = [
     "MOVES", "channels_split", "full", "order_of", "packed_ref", "pixels_split", "real_value",
-    "rope_check", "rope_pairs",
+    "rope_check", "rope_pairs", "updated",
 ]  # fmt: skip

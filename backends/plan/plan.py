@@ -145,6 +145,10 @@ class Program:
             "effc_run", ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64
         )
 
+    def native(self) -> Any:
+        """What runs the segments of one frame."""
+        return self.run
+
     # What a frame needs of the place where the plan runs. (torch.empty_strided checks more.)
     empty = staticmethod(
         getattr(torch._C._dynamo.guards, "_empty_strided_cpu", torch.empty_strided)

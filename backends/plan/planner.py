@@ -10,8 +10,9 @@ from effc.ir.types import Tensor
 from ..base import Options
 from .aliases import alias_root, escaping
 from .builder import VIEWS, Builder
-from .host import clone_call, fallback, item
+from .host import clone_call, copy_call, fallback, item
 from .lowering import Lowerings
+from .memory import Root, whole
 from .plan import Plan
 from .prepare import prepare
 from .steps import Held
@@ -39,6 +40,7 @@ def make_plan(
             b.lowered.add(node)
     captured = options.captured or graph
     outputs, shared = _outputs(b, captured)
+    outputs += _states(b)
     return Plan(
         graph, b.steps, b.roots, b.windows, b.constants, list(b.packed.values()), inputs,
         outputs, shared, b.slots, b.shown_in, b.sizes, b.equal, target.alignment,
@@ -72,12 +74,13 @@ def _key(node: Op) -> object:
 
 
 def _outputs(b: Builder, captured: Graph) -> tuple[list[int], list[int]]:
-    """Slots of the outputs, cloned where they would share memory and eager's would not."""
+    """Slots of outputs that are no states; cloned where they would share memory and eager's not."""
     ours = [_key(alias_root(o)) for o in b.graph.outputs]
     eager = [_key(alias_root(o)) for o in captured.outputs]
     slots: list[int] = []
     shared: list[int] = []
-    for i, node in enumerate(b.graph.outputs):
+    wanted = b.graph.outputs[: len(b.graph.outputs) - len(b.graph.states)]
+    for i, node in enumerate(wanted):
         slot = b.tensor(node)
         held = b.held(node)
         if not isinstance(held, Held) or not isinstance(node.type, Tensor):
@@ -88,7 +91,8 @@ def _outputs(b: Builder, captured: Graph) -> tuple[list[int], list[int]]:
         )
         given = isinstance(alias_root(node), (Input, Weight))
         clash = any(ours[i] == ours[j] and eager[i] != eager[j] for j in range(i))
-        if constant or clash or (given and ours[i] != eager[i]):
+        kept = any(map(b.is_state, (held.root, *held.root.pins)))  # the next call writes there
+        if constant or clash or kept or (given and ours[i] != eager[i]):
             made = b.new_slot()
             b.host("copy", "clone", node, clone_call(slot, made), b.reads(node))
             slots.append(made)
@@ -96,10 +100,37 @@ def _outputs(b: Builder, captured: Graph) -> tuple[list[int], list[int]]:
         if held.root.kind == "dynamic" and not held.root.owned and not given:
             shared.append(i)
         slots.append(slot)
-    for node in b.graph.outputs:
+    for node in wanted:
         if isinstance(held := b.held(node), Held):
             held.root.use(len(b.steps))
     return slots, shared
+
+
+def _states(b: Builder) -> list[int]:
+    """Slots of the states: each is given back as it came, with the new value in it.
+
+    An `update` has mostly put it there. What is elsewhere is copied at the end, when nobody reads
+    the old value any more; and by way of a copy where it lies in a state's memory.
+    """
+    new = b.graph.outputs[len(b.graph.outputs) - len(b.graph.states) :]
+    roots: list[Root] = [b.held(state).root for state in b.graph.states]
+    moved = [(root, node) for root, node in zip(roots, new) if not _is_in(b, node, root)]
+    sources = {root: b.tensor(node) for root, node in moved}
+    for root, node in moved:
+        if b.is_state(b.held(node).root):
+            made = b.new_slot()
+            b.host("copy", "clone", node, clone_call(sources[root], made), b.reads(node))
+            sources[root] = made
+    for root, node in moved:
+        slots = (root.slot, sources[root])
+        b.reads(node)
+        b.host("copy", "copy_", node, copy_call(*slots), slots, note="into the state")
+    return [root.slot for root in roots]
+
+
+def _is_in(b: Builder, node: Op, root: Root) -> bool:
+    held = b.held(node)
+    return held.root is root and held.ref == whole(root)
 
 
 __all__ = ["lower", "make_plan"]

@@ -70,8 +70,13 @@ class Window:
 
 @dataclass(frozen=True)
 class Packed:
-    """Something made of a constant when weights are bound: a weight in a library's own order."""
+    """Something made of a constant when weights are bound: a weight in a library's own order.
+
+    what, key: equal ones of one constant are the same thing.
+    """
 
     slot: int
     source: Root
     make: Callable[[Any], Any]
+    what: str
+    key: Any

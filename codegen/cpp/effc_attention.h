@@ -7,9 +7,9 @@
 namespace effc {
 namespace {
 
-enum MaskKind { NONE, ADDED, KEPT, ADDED_BF16 };
+enum MaskKind { NONE, ADDED, KEPT, ADDED_BF16, ADDED_F16 };
 
-EFFC_INLINE int64_t size_of(int64_t kind) { return kind == KEPT ? 1 : kind == ADDED_BF16 ? 2 : 4; }
+EFFC_INLINE int64_t size_of(int64_t kind) { return kind == KEPT ? 1 : kind == NONE || kind == ADDED ? 4 : 2; }
 
 struct Mask {
   const char* data;
@@ -36,29 +36,36 @@ EFFC_INLINE float weight_of(float x) {
   return x < -126.0f ? 0.0f : q * bit_cast<float>((bit_cast<uint32_t>(t) + 127u) << 23);
 }
 
-// Where the scores of a block stand: query i is at place + i, key j at key + j.
+// Where the scores of a block stand: they are of queries from `query` and of keys from `key` on.
 struct Place {
   int64_t query, key, queries, keys;
-  bool causal;  // a query sees keys up to its own place
+  bool causal;       // query i sees keys up to past + i
+  int64_t past = 0;  // keys before that of the first query
 };
+
+// s[j] = s[j] scale + m[j]
+template <class T>
+EFFC_INLINE void add_mask(float* s, int64_t count, float scale, const T* m, int64_t step) {
+  if (step == 1) {
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) s[j] = s[j] * scale + load(m + j);
+  } else {
+    for (int64_t j = 0; j < count; ++j) s[j] = s[j] * scale + load(m + j * step);
+  }
+}
 
 // Scores times scale and masked.
 static void mask_scores(float* s, int64_t ld, const Place& at, float scale, const Mask& mask) {
   for (int64_t i = 0; i < at.queries; ++i, s += ld) {
-    const int64_t seen = at.causal ? least(at.keys, at.query + i + 1 - at.key) : at.keys;
+    const int64_t seen = at.causal ? least(at.keys, at.past + at.query + i + 1 - at.key) : at.keys;
     const int64_t past = seen > 0 ? seen : 0;
     const int64_t from = (at.query + i) * mask.row + at.key * mask.column;
     if (mask.kind == ADDED) {
-      const float* m = reinterpret_cast<const float*>(mask.data) + from;
-      if (mask.column == 1) {
-#pragma omp simd
-        for (int64_t j = 0; j < past; ++j) s[j] = s[j] * scale + m[j];
-      } else {
-        for (int64_t j = 0; j < past; ++j) s[j] = s[j] * scale + m[j * mask.column];
-      }
+      add_mask(s, past, scale, reinterpret_cast<const float*>(mask.data) + from, mask.column);
     } else if (mask.kind == ADDED_BF16) {
-      const bf16* m = reinterpret_cast<const bf16*>(mask.data) + from;
-      for (int64_t j = 0; j < past; ++j) s[j] = s[j] * scale + load(m + j * mask.column);
+      add_mask(s, past, scale, reinterpret_cast<const bf16*>(mask.data) + from, mask.column);
+    } else if (mask.kind == ADDED_F16) {
+      add_mask(s, past, scale, reinterpret_cast<const half*>(mask.data) + from, mask.column);
     } else if (mask.kind == KEPT) {
       const char* m = mask.data + from;
       // Added, as torch does: a NaN stays one.
@@ -72,19 +79,18 @@ static void mask_scores(float* s, int64_t ld, const Place& at, float scale, cons
 }
 
 // Scores become weights e^(scale (s - top)), with the top of all scores so far; sums and results so far
-// shrink to it.
-static void weigh(float* s, int64_t ld, const Place& at, float scale, float* top, float* sum, float* o,
-                  int64_t ldo) {
-  const bool first = at.key == 0;
+// shrink to it. first: there are none so far.
+static void weigh(float* s, int64_t ld, int64_t queries, int64_t keys, float scale, bool first, float* top,
+                  float* sum, float* o, int64_t ldo) {
   scale *= detail::kLog2e;
-  for (int64_t i = 0; i < at.queries; ++i, s += ld, o += ldo) {
+  for (int64_t i = 0; i < queries; ++i, s += ld, o += ldo) {
     float now = first ? -detail::kInf : top[i];
 #pragma omp simd reduction(max : now)
-    for (int64_t j = 0; j < at.keys; ++j) now = now > s[j] ? now : s[j];
+    for (int64_t j = 0; j < keys; ++j) now = now > s[j] ? now : s[j];
     const float base = now == -detail::kInf ? 0.0f : now;  // nothing seen yet: all weights are 0
     float total = 0;
 #pragma omp simd reduction(+ : total)
-    for (int64_t j = 0; j < at.keys; ++j) {
+    for (int64_t j = 0; j < keys; ++j) {
       const float e = weight_of(scale * (s[j] - base));
       s[j] = e;
       total += e;

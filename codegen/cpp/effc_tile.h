@@ -118,16 +118,4 @@ EFFC_INLINE void panels_product(const float* const* rows, int64_t count, int64_t
   }
 }
 
-// The same with B as it lies, rows of whole vectors ldb apart: where it is read once.
-EFFC_INLINE void rows_product(const float* const* rows, int64_t count, int64_t k, const float* b, int64_t ldb,
-                              int64_t n, float* c, int64_t ldc, bool add) {
-  for (int64_t j = 0; j < n; j += PANEL) {
-    const int64_t vectors = (least(n - j, PANEL) + WIDTH - 1) / WIDTH;
-    for (int64_t i = 0; i < count; i += TILE_ROWS) {
-      const Tile some = tile_of(least(TILE_ROWS, count - i), vectors);
-      some(rows + i, 1, k, b + j, ldb, c + i * ldc + j, ldc, add);
-    }
-  }
-}
-
 }  // namespace effc

@@ -80,18 +80,35 @@ def transpose(nest: Nest, *, comment: Iterable[str] = ()) -> Made | None:
     return Made(made, tuple(numbers.values))
 
 
+def update(nest: Nest, last: Dim, step: Dim, *, comment: Iterable[str] = ()) -> Made:
+    """A copy (as `pointwise` makes one) to a place known at the call.
+
+    The kernel's pointers are result, operand, the error word, and the number of steps from the
+    result's address to the place; more than `last` of them, or fewer than 0, set the error word.
+    """
+
+    def body(s: Statements) -> list[Any]:
+        return [s.values["new"]]
+
+    return loop_nest(nest, ["new"], 1, body, kind="update", comment=comment, start=(last, step))
+
+
 def loop_nest(
     nest: Nest, leaves: Sequence[Any], outs: int, body: Callable[[Statements], list[Any]], *,
     kind: str, comment: Iterable[str] = (), far: int = NEVER,
+    start: tuple[Dim, Dim] | None = None,
 ) -> Made:  # fmt: skip
-    """A nest whose statements `body` makes, once every leaf is loaded; it gives what to store."""
+    """A nest whose statements `body` makes, once every leaf is loaded; it gives what to store.
+
+    start: where the first result begins is read when the kernel runs; see `update`.
+    """
     nest = nest.at_least(1)
     numbers = Numbers()
     last = nest.rank - 1
     sizes = [numbers.add(("size", axis), nest.sizes[axis]) for axis in range(nest.rank)]
     names = [f"y{i}" for i in range(outs)] + [f"x{i}" for i in range(len(leaves))]
     suffix = "r" if last else ""
-    whole_rows = kind == "copy" and _in_order(nest)
+    whole_rows = kind in ("copy", "update") and _in_order(nest)
     operands, places, types = [], [], []
     for i, (name, operand) in enumerate(zip(names, nest.operands, strict=True)):
         strides = [numbers.stride(i, axis, nest) for axis in range(nest.rank)]
@@ -113,6 +130,12 @@ def loop_nest(
     stores = [store(places[i], types[i], value) for i, value in enumerate(results)]
     blocks = [o for o in operands if o["blocked"]]
     far_text = numbers.add("far", far) if blocks else ""
+    extra, begin = [], {}
+    if start is not None:
+        extra = [{"name": "error", "qualified": "int64_t"},
+                 {"name": "start", "qualified": "const int64_t"}]  # fmt: skip
+        begin = {"last_start": numbers.add("last", start[0]),
+                 "start_step": numbers.add("step", start[1])}  # fmt: skip
     total = sizes[0]
     for size in sizes[1:]:
         total = f"{total} * {size}"
@@ -122,7 +145,7 @@ def loop_nest(
         outer=[{"index": f"i{a}", "size": sizes[a]} for a in range(last)],
         grain=max(1024, SHARE // (statements.work + len(names))),
         hoisted=statements.hoisted, body=[*statements.body, *stores],
-        whole_rows=whole_rows, blocked=blocks, far=far_text,
+        whole_rows=whole_rows, blocked=blocks, far=far_text, extra=extra, **begin,
     )  # fmt: skip
     return Made(made, tuple(numbers.values))
 
@@ -133,4 +156,4 @@ def _in_order(nest: Nest) -> bool:
     return out.dtype == x.dtype and out.kinds[-1] == x.kinds[-1] == 1
 
 
-__all__ = ["NEVER", "SHARE", "Made", "loop_nest", "pointwise", "transpose"]
+__all__ = ["NEVER", "SHARE", "Made", "loop_nest", "pointwise", "transpose", "update"]

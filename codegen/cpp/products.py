@@ -20,7 +20,7 @@ from .pointwise import Made
 from .region import Statements, store
 from .scalar import storage
 
-F32, BF16 = DTYPES["f32"], DTYPES["bf16"]
+F32, BF16, F16 = DTYPES["f32"], DTYPES["bf16"], DTYPES["f16"]
 
 
 @dataclass(frozen=True)

@@ -320,7 +320,7 @@ def graph(q: f32[1, 1, 5, 4], k: f32[1, 1, 300, 4], v: f32[1, 1, 300, 4], m: f32
     run(q * 64, k, v, mask, rtol=1e-4, atol=1e-4)
 
 
-def test_few_queries_stay_with_float32(tiles) -> None:
+def test_few_queries_are_multiplied_as_float32(tiles) -> None:
     """Where their number is known; keys are read once for them, as they lie."""
     source = """
 def graph(q: DT[2, 3, 8], k: DT[2, 50, 8]):
@@ -328,7 +328,7 @@ def graph(q: DT[2, 3, 8], k: DT[2, 50, 8]):
     return y0,
 """
     calls = [compiled(source.replace("DT", t)).launches[0].call for t in ("f32", "bf16")]
-    assert calls == ["effc_attention", "torch.scaled_dot_product_attention"]
+    assert calls == ["effc_attention", "effc_attention_of_bf16"]
 
 
 # ------------------------------------------------------------------ who decides
@@ -351,7 +351,7 @@ def test_without_amx_the_permission_is_not_used(monkeypatch) -> None:
     w, x = torch.randn(40, 50), torch.randn(30, 50)
     (one,), (two,) = (linear(w, p).bind()([x]) for p in ("highest", "medium"))
     assert one.equal(two)
-    assert [e.kind for e in linear(w.to(BF16), "medium").launches] == ["library"]
+    assert CORE not in [e.call for e in linear(w.to(BF16), "medium").launches]
 
 
 def test_a_weight_that_is_no_constant_stays_float32(tiles) -> None:

@@ -1,4 +1,4 @@
-// softmax(scale q k^T + mask) v on AMX: as core/attention.cpp goes over queries and keys, with both
+// softmax(scale q k^T + mask) v on AMX: as effc_flash.h goes over queries and keys, with both
 // products of bf16 tiles. Scores, weights and sums are float32 between them; a weight is rounded to
 // bf16 (parts) where it meets a value.
 #include "effc_amx.h"
@@ -130,7 +130,7 @@ static void run(char* const* p, const int64_t* n, int64_t threads) {
                                     deep / DEEP, kt, columns, s, KEYS);
           const bool all = plain && !(causal && key + columns > start + i + 1);
           if (!all) mask_scores(s, KEYS, place, plain ? 1.0f : scale, mask);
-          weigh(s, KEYS, place, plain ? scale : 1.0f, top + i, sum + i, o + i * ldo, ldo);
+          weigh(s, KEYS, some, columns, plain ? scale : 1.0f, key == 0, top + i, sum + i, o + i * ldo, ldo);
           for (int64_t r = 0; r < some; ++r) {
             amx::split_row<PARTS>(s + r * KEYS, columns, weights + r * KEYS, block * KEYS);
           }
