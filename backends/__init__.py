@@ -3,6 +3,7 @@
 from .base import (
     Backend,
     Bound,
+    Constants,
     Executable,
     Launch,
     Object,
@@ -13,6 +14,6 @@ from .base import (
 )
 
 __all__ = [
-    "Backend", "Bound", "Executable", "Launch", "Object", "Options", "backend_names",
-    "find_backend", "register_backend",
+    "Backend", "Bound", "Constants", "Executable", "Launch", "Object", "Options",
+    "backend_names", "find_backend", "register_backend",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib import import_module
@@ -23,13 +23,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from effc.ir import EffcError, Graph, InputError, Op, OptionError, Weight, nearest
+from effc.ir import EffcError, Graph, InputError, Op, OptionError, Rates, Weight, nearest
+from effc.ir.graph import same_bits
 from effc.ir.rewrite import Answer, No, yes
 
 GROUP = "effc.backends"
 PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
 _OURS = {
     "cpu": "effc.backends.cpu:CpuBackend",
+    "cuda": "effc.backends.cuda:CudaBackend",
     "cuda-host": "effc.backends.cuda:CudaHostBackend",
     "null": "effc.backends.null:NullBackend",
     "ptx-host": "effc.backends.ptx_host:PtxHostBackend",
@@ -52,6 +54,8 @@ class Options:
         there. It permits, and demands nothing: a target without such instructions stays exact.
     tune: measure schedules of kernels of which nothing is known yet, and keep the times for later
         compilations. False: times that are kept decide, and a cost model where there are none.
+    cuda_graphs: launch what is between two torch routines as one CUDA graph, from the second call
+        with the same sizes on.
     """
 
     threads: int | None = None
@@ -59,6 +63,7 @@ class Options:
     kernels: bool = True
     float32_matmul_precision: str | None = None
     tune: bool = False
+    cuda_graphs: bool = False
 
     @property
     def precision(self) -> str:
@@ -110,6 +115,7 @@ class Launch:
 
 
 FILES = {"": ("cpp", "so"), "cuda": ("py", "cubin", "ptx"), "hip": ("py", "hsaco", "amdgcn")}
+CUDA_SOURCE = "cu"  # in the place of "py"
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,8 @@ class Object:
     def files(self) -> dict[str, bytes]:
         """What to write, by file name."""
         parts = (self.source.encode(), self.code, self.assembly.encode())
-        suffixes = FILES[self.target.partition(":")[0]]
+        source, *others = FILES[self.target.partition(":")[0]]
+        suffixes = (CUDA_SOURCE if "__global__" in self.source else source, *others)
         return {f"{self.name}.{suffix}": part for suffix, part in zip(suffixes, parts)}
 
     @property
@@ -147,13 +154,35 @@ class Object:
         """What `row` and `files` gave. Raises KeyError, TypeError or ValueError for other data."""
         whole: list[Any] = [*row, *("", {})[len(row) - 2 :]]
         name, functions, target, launch = whole
-        parts = [files[f"{name}.{suffix}"] for suffix in FILES[str(target).partition(":")[0]]]
+        source, *others = FILES[str(target).partition(":")[0]]
+        source = CUDA_SOURCE if f"{name}.{CUDA_SOURCE}" in files else source
+        parts = [files[f"{name}.{suffix}"] for suffix in (source, *others)]
         assembly = parts[2].decode() if len(parts) > 2 else ""
         numbers = {str(k): int(v) for k, v in launch.items()}
         return Object(
             str(name), parts[0].decode(), parts[1], tuple(map(str, functions)), str(target),
             assembly, numbers,
         )  # fmt: skip
+
+
+class Constants:
+    """What executables with one set of weights have in common: values made of weights alone.
+
+    Given to `Executable.bind`, so that what several of them join or pack is made and kept once.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[Any, int] = {}
+        self._values: dict[Any, Any] = {}
+
+    def number(self, row: Any) -> int:
+        """Equal rows (`effc.ir.graph.row`) have equal numbers."""
+        return self._numbers.setdefault(row, len(self._numbers))
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._values:
+            self._values[key] = make()
+        return self._values[key]
 
 
 class Bound(ABC):
@@ -187,8 +216,13 @@ class Executable(ABC):
     machine: Mapping[str, Any] = {}  # Backend.machine() where it was built
 
     @abstractmethod
-    def bind(self, weights: Mapping[str, torch.Tensor] | None = None) -> Bound:
-        """Evaluate `graph.constants` and pack them. Weights not given come from the graph."""
+    def bind(
+        self, weights: Mapping[str, torch.Tensor] | None = None, shared: Constants | None = None
+    ) -> Bound:
+        """Evaluate `graph.constants` and pack them. Weights not given come from the graph.
+
+        shared: of executables that are bound to the same weights.
+        """
 
     @property
     def objects(self) -> tuple[Object, ...]:
@@ -220,7 +254,22 @@ def weight_values(
             got = f"{value.dtype}{list(value.shape)}"
             raise InputError(f"weight {node.key!r} must be {node.of}, got {got}")
         found[node] = value.detach()
+    check_shared(found, weights or {})
     return found
+
+
+def check_shared(nodes: Iterable[Weight], weights: Mapping[str, torch.Tensor]) -> None:
+    """InputError where weights that became one, being equal, have values of their own by now."""
+    for node in nodes:
+        value = weights.get(node.key, node.data)
+        for name in node.also:
+            other = weights.get(name)
+            if other is not None and value is not None and not same_bits(value, other):
+                raise InputError(
+                    f"weights {node.key!r} and {name!r} are not equal any more",
+                    why="they were when the model was compiled, and dedup-params made them one",
+                    fix="compile the model again, or change both",
+                )  # fmt: skip
 
 
 # ------------------------------------------------------------------ backends
@@ -231,6 +280,8 @@ class Backend(ABC):
 
     name: ClassVar[str]
     device: ClassVar[str] = "cpu"  # where inputs and outputs live
+    graphs: ClassVar[bool] = False  # whether it knows the option cuda_graphs
+    rates: Rates = Rates()  # for passes that weigh work against memory traffic
 
     @abstractmethod
     def supports(self, node: Op) -> Answer:

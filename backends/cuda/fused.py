@@ -8,4 +8,4 @@ WAYS = Ways((
     Way(products.concerns, products.check, products.lower),
     Way(rows.concerns, rows.check, rows.lower),
 ))  # fmt: skip
-prefer("fused", WAYS.check, WAYS.lower)
+prefer("fused", WAYS.check, WAYS.lower, products.concerns)

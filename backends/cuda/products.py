@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from effc.codegen.cpp.loops import Nest, Operand
 from effc.codegen.cpp.region import Statements
-from effc.codegen.cuda.product import Matrix, product
+from effc.codegen.cuda.kernel import Schedule
+from effc.codegen.cuda.product import SCHEDULES, Matrix, product, schedule_of
 from effc.ir import Op, no, yes
 from effc.ir.rewrite import Answer
 from effc.ir.types import row_major
@@ -14,6 +16,8 @@ from effc.ir.types import row_major
 from ..cpu.pointwise import is_pointwise
 from ..gpu import anchored
 from ..gpu.anchored import Parts, left_of
+from ..gpu.lowering import Candidate, choose
+from ..gpu.products import GUESS, device
 from ..plan.builder import Builder
 from ..plan.memory import Ref, permuted, whole
 from ..plan.regions import Region, broadcast, check_body
@@ -70,12 +74,29 @@ def lower(b: Builder, node: Op) -> None:
         return s.values[parts.result]
 
     walked = (out, *leaves.values())
-    made = product(
-        Nest(shape, tuple(Operand(r.dtype, r.strides) for r in walked)), w.shape[1], left, right,
-        list(leaves), body, offsets=[r.offset for r in walked], comment=region.comment(b),
-    )  # fmt: skip
-    call(b, node, made, [out], [x, w, *leaves.values()])
+    nest = Nest(shape, tuple(Operand(r.dtype, r.strides) for r in walked))
+
+    def by(schedule: Schedule) -> Callable[[Builder], None]:
+        def launch(b: Builder) -> None:
+            made = product(
+                nest, w.shape[1], left, right, list(leaves), body, by=schedule,
+                offsets=[r.offset for r in walked], comment=region.comment(b),
+            )  # fmt: skip
+            call(b, node, made, [out], [x, w, *leaves.values()])
+
+        return launch
+
+    choose(b, _candidates(schedule_of(nest, device(b).units), by), GUESS)
     b.set(node, out)
+
+
+def _candidates(
+    first: Schedule, by: Callable[[Schedule], Callable[[Builder], None]]
+) -> list[Candidate]:
+    """The schedule that is taken unmeasured, then the others, those like it first."""
+    at = SCHEDULES.index(first)
+    near = sorted(SCHEDULES, key=lambda s: abs(SCHEDULES.index(s) - at))
+    return [Candidate("mma.sync", s, 1.0 + i / 10, by(s)) for i, s in enumerate(near)]
 
 
 def _rows_of(b: Builder, value: Op, refs: dict[Op, Ref]) -> tuple[Ref, Matrix]:
@@ -116,6 +137,6 @@ def _packed(b: Builder, value: Op, ref: Ref) -> Ref:
 
 
 for _name in OPS:
-    prefer(_name, check, lower)
+    prefer(_name, check, lower, lambda node: True)
 
 __all__ = ["check", "concerns", "lower"]

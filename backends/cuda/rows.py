@@ -49,6 +49,6 @@ def call(
 
 
 for _name in ROW_OPS:
-    prefer(_name, check, lower)
+    prefer(_name, check, lower, lambda node: False)
 
 __all__ = ["check", "concerns", "lower"]

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
+
+import sympy
 
 from effc.codegen.cpp.loops import Operand
 from effc.codegen.triton.attention import Attention, attention
-from effc.codegen.triton.attention_schedules import schedules
+from effc.codegen.triton.attention_schedules import GUESS, schedules
+from effc.codegen.triton.kernel import Schedule
+from effc.codegen.triton.schedules import Choice, Device
 from effc.codegen.triton.tile import Element, Tile
 from effc.ir import Op, no, yes
 from effc.ir.rewrite import Answer
-from effc.ir.symbols import Dim
+from effc.ir.symbols import Dim, floordiv
 from effc.ir.types import Tensor, f32
 
 from ..cpu.pointwise import POINTERS
 from ..plan.builder import Builder
 from ..plan.memory import Ref, whole
 from ..plan.regions import Region, broadcast, check_body
-from .lowering import call, lowers
+from .lowering import call, choose, lowers, ranked
 from .pointwise import is_pointwise
-from .products import device, precision
+from .products import FEW_ROWS, PAYS, device, extents, guarded, guess, precision
 
 DTYPES = ("f32", "f16", "bf16")
 MOST = 256  # of a head's size: the sums of a program stay in registers
@@ -38,8 +44,8 @@ def check(node: Op) -> Answer:
         return no("two attentions in one region", at=others[0])
     if len(region.outputs) != 1:
         return no("{} results; an attention gives one", len(region.outputs), at=node)
-    if len(region.leaves) + 4 > POINTERS:
-        return no("{} operands, {} fit", len(region.leaves), POINTERS - 4, at=node)
+    if len(region.leaves) + 5 > POINTERS:
+        return no("{} operands, {} fit", len(region.leaves), POINTERS - 5, at=node)
     read = {*region.leaves, *region.views()}
     for o in anchor.operands:
         if o not in read:
@@ -95,21 +101,56 @@ def lower(b: Builder, node: Op) -> None:
             tile.add(n)
         return tile.values[result]
 
-    choice = schedules(a, device(b))[0]
     places = {"y": out, **reads, **{f"x{i}p": r for i, r in enumerate(leaves.values())}}
-    first, *then = attention(
-        a, choice.schedule, Operand(out.dtype, out.strides),
-        [(leaf, Operand(r.dtype, r.strides)) for leaf, r in leaves.items()], finish,
-        offsets={name: r.offset for name, r in places.items()}, comment=region.comment(b),
-    )  # fmt: skip
-    if not then:
-        call(b, node, first, [out], [*reads.values(), *leaves.values()], note=choice.why)
-    else:
-        sums, stats = a.parts(dict(choice.schedule.blocks)["splits"])
-        parts = [whole(b.new_root("arena", node, Tensor(s, f32))) for s in (sums, stats, stats)]
-        call(b, node, first, parts, list(reads.values()), note=choice.why)
-        call(b, node, then[0], [out], [*parts, *leaves.values()], note="joins the parts")
+
+    def by(r: _Range, schedule: Schedule) -> Callable[[Builder], None]:
+        def launch(b: Builder) -> None:
+            made = attention(
+                a, schedule, Operand(out.dtype, out.strides),
+                [(leaf, Operand(r.dtype, r.strides)) for leaf, r in leaves.items()], finish,
+                offsets={name: r.offset for name, r in places.items()}, comment=region.comment(b),
+            )  # fmt: skip
+            first, *then = (guarded(m, r.guard) for m in made)
+            said = f"for at most {r.problem.queries} queries" if r.extents else ""
+            if not then:
+                call(b, node, first, [out], [*reads.values(), *leaves.values()], note=said)
+                return
+            sums, stats = r.problem.parts(dict(schedule.blocks)["splits"])
+            parts = [whole(b.new_root("arena", node, Tensor(s, f32))) for s in (sums, stats, stats)]
+            call(b, node, first, parts, list(reads.values()), note=said)
+            call(b, node, then[0], [out], [*parts, *leaves.values()], note="joins the parts")
+
+        return launch
+
+    for r in _ranges(a, device(b)):
+        found = schedules(r.problem, device(b))
+        choose(b, ranked(found, partial(by, r), _method), GUESS, r.extents)
     b.set(node, root)
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Some numbers of queries; guard and extents as those of products."""
+
+    problem: Attention
+    guard: Dim = 1
+    extents: Mapping[Any, int] = field(default_factory=dict)
+
+
+def _ranges(a: Attention, device: Device) -> list[_Range]:
+    """All numbers of queries, apart where only a call knows whether there are few."""
+    most = max(1, FEW_ROWS // a.sharing) if isinstance(a.sharing, int) else 1
+    if isinstance(a.queries, int) or guess(a.queries, 1) > most:
+        return [_Range(a)]
+    few = replace(a, queries=most)
+    if schedules(a, device)[0].seconds <= PAYS * schedules(few, device)[0].seconds:
+        return [_Range(a)]
+    many = sympy.Min(1, floordiv(a.queries, most + 1))
+    return [_Range(few, 1 - many, extents(a.queries, most)), _Range(a, many)]
+
+
+def _method(choice: Choice) -> str:
+    return "parts of keys" if dict(choice.schedule.blocks)["splits"] > 1 else "all keys"
 
 
 def problem(
@@ -130,12 +171,14 @@ def problem(
     }  # fmt: skip
     values = {name: getattr(node, name) for name in shapes if getattr(node, name) is not None}
     reads = {n: _four(broadcast(b, refs[value], shapes[n])) for n, value in values.items()}
-    scale = node.scale if node.scale is not None else depth**-0.5 if depth else 0.0
     walked = {name: Operand(r.dtype, r.strides) for name, r in reads.items()}
+    scale = node.scale if node.scale is not None else depth**-0.5 if depth else 0.0
     batch, kept = reads["k"].shape[:2]
+    if node.past is not None:
+        reads |= {"past": refs[node.past], "error": whole(b.error_word())}
     found = Attention(
         batch, kept, queries, keys, depth, results, walked["q"], walked["k"], walked["v"],
-        walked.get("mask"), sharing, scale, node.causal, precision(b),
+        walked.get("mask"), sharing, scale, node.causal, precision(b), past=node.past is not None,
     )  # fmt: skip
     return found, reads
 

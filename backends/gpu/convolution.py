@@ -16,14 +16,15 @@ from typing import Any
 import torch
 
 from effc.codegen.triton import convolution as kernels
-from effc.codegen.triton.products import Factor, Products, Space, Walk, Window
+from effc.codegen.triton.products import Factor, Products, Sample, Space, Walk, Window
 from effc.codegen.triton.tile import Element, Tile
-from effc.ir import Op, no, yes
+from effc.ir import Op, no, row_major, yes
 from effc.ir.rewrite import Answer
 from effc.ir.symbols import Dim, floordiv, product
 
 from ..plan.builder import Builder
 from ..plan.memory import Ref, sliced, whole
+from .images import sampling, window_of
 from .lowering import call
 from .products import Anchor, guess, is_product
 
@@ -53,6 +54,41 @@ def has_window(node: Any) -> bool:
     """Whether taps may lie outside of the picture, or there are several."""
     return taps_of(node) != 1 or any(p != 0 for p in node.padding)
 
+
+# ------------------------------------------------------------------ pictures
+
+
+def reads_any_layout(node: Any) -> Answer:
+    """Whether a picture may lie in any order of its dimensions without being copied first."""
+    if has_window(node) and guess(node.x.shape[1]) >= DEEP * node.groups:
+        return no("a {} of {} channels reads them together", node.name, node.x.shape[1], at=node)
+    return yes
+
+
+def may_pool(node: Any, pool: Any) -> Answer:
+    """Whether pooling again for each tap of a convolution takes less time than a launch.
+
+    Known for pictures of known sizes that fit a GPU's first caches many times over.
+    """
+    window = window_of(pool)
+    if pool.x.tensor.layout == row_major and not (answer := reads_any_layout(node)):
+        return answer
+    if node.groups > 1:
+        return no("{} before a grouped {}", pool.name, node.name, at=pool)
+    if not window.maximum and not all(
+        window.within(d, pool.shape[2 + d], pool.x.shape[2 + d]) for d in range(2)
+    ):
+        return no("windows of {} lie beside the picture", pool.name, at=pool)
+    images, results, *pixels = node.shape
+    reads = product((images, *pixels, node.x.shape[1], taps_of(node), *window.kernel))
+    if not isinstance(reads, int) or reads > FEW_READS or guess(results) > FEW_RESULTS:
+        return no("{} elements would be read to pool again for every tap", reads, at=pool)
+    return yes
+
+
+# 4 us, as long as a launch takes, are enough to read so many elements of 4 bytes from the first
+# caches of 100 units, 128 bytes a cycle each; all results are of one tile, so that it pools once.
+FEW_READS, FEW_RESULTS = 12 << 20, 64
 
 # ------------------------------------------------------------------ operands
 
@@ -144,7 +180,8 @@ def taken_apart(anchor: Anchor, r: int) -> Anchor:
 
 def depthwise(
     b: Builder, node: Op, anchor: Any, refs: Mapping[Op, Ref], out: Ref, leaves: Mapping[Any, Ref],
-    after: Callable[[Tile, list[Element]], Element], comment: Sequence[str],
+    samples: Mapping[Any, Ref], after: Callable[[Tile, list[Element]], Element],
+    comment: Sequence[str],
 ) -> None:  # fmt: skip
     """One launch: pixels x channels, tap after tap."""
     x, w = refs[anchor.x], refs[anchor.w]
@@ -163,14 +200,16 @@ def depthwise(
     work = Products(
         space, Factor(anchor.x, ((anchor.x, picture),)), (weight,), spread(out),
         tuple((leaf, spread(ref)) for leaf, ref in leaves.items()), after, anchor.dtype,
-        "highest", window, tuple(comment),
+        "highest", window,
+        tuple(Sample(n, spread(ref), sampling(n)) for n, ref in samples.items()), tuple(comment),
     )  # fmt: skip
     rows = guess(product((images, *pixels)))
     schedule = kernels.blocks(rows, results, out.strides[1] == 1)
     made = kernels.depthwise(work, schedule, results // anchor.groups)
-    call(b, node, made, [out], [x, w, *leaves.values()])
+    call(b, node, made, [out], [x, w, *leaves.values(), *samples.values()])
 
 
 __all__ = [
-    "check", "depthwise", "implicit", "is_depthwise", "prepared", "taken_apart",
+    "check", "depthwise", "implicit", "is_depthwise", "may_pool", "prepared", "reads_any_layout",
+    "taken_apart",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from effc.codegen.cpp.loops import Operand
-from effc.codegen.triton.image import Image, Window, interpolate, pool
+from effc.codegen.triton.image import Image, Sampling, Window, interpolate, pool
 from effc.ir import channels_last
 
 from ..cpu.images import as_image, floats, interpolate_check, step_of
@@ -30,22 +30,34 @@ def _image(b: Builder, node: Any) -> tuple[Image, Ref, Ref]:
 @lowers("max_pool2d", "avg_pool2d", check=floats)
 def _pool(b: Builder, node: Any) -> None:
     image, out, x = _image(b, node)
-    if node.name == "max_pool2d":
-        window = Window(node.kernel, node.stride, node.padding, node.dilation)
-    else:
-        window = Window(node.kernel, node.stride, node.padding, maximum=False,
-                        divisor=node.divisor, include_pad=node.count_include_pad)  # fmt: skip
-    call(b, node, pool(image, window, Region.of(node).comment(b)), [out], [x])
+    call(b, node, pool(image, window_of(node), Region.of(node).comment(b)), [out], [x])
     b.set(node, out)
+
+
+def window_of(node: Any) -> Window:
+    """What a pooling takes the largest or the mean of."""
+    if node.name == "max_pool2d":
+        return Window(node.kernel, node.stride, node.padding, node.dilation)
+    return Window(node.kernel, node.stride, node.padding, maximum=False, divisor=node.divisor,
+                  include_pad=node.count_include_pad)  # fmt: skip
 
 
 @lowers("interpolate", check=interpolate_check)
 def _interpolate(b: Builder, node: Any) -> None:
     image, out, x = _image(b, node)
-    steps = [step_of(node, node.x.shape[2 + i], node.size[i], node.scales[i]) for i in range(2)]
-    made = interpolate(
-        image, steps, linear=node.mode == "bilinear", corners=node.align_corners,
-        exact=node.mode == "nearest-exact", comment=Region.of(node).comment(b),
-    )  # fmt: skip
-    call(b, node, made, [out], [x])
+    call(b, node, interpolate(image, sampling(node), Region.of(node).comment(b)), [out], [x])
     b.set(node, out)
+
+
+def sampling(node: Any) -> Sampling:
+    """Where an interpolation reads its operand."""
+    height, width = node.x.shape[2:]
+    steps = (step_of(node, size, node.size[i], node.scales[i])
+             for i, size in enumerate((height, width)))  # fmt: skip
+    return Sampling(
+        height, width, tuple(steps), node.mode == "bilinear", node.align_corners,
+        node.mode == "nearest-exact",
+    )  # fmt: skip
+
+
+__all__ = ["sampling", "window_of"]

@@ -6,17 +6,30 @@ from typing import Any
 
 from effc.codegen.cpp.loops import Nest, Operand
 from effc.codegen.triton.index import embedding
-from effc.codegen.triton.pointwise import loop_nest
+from effc.codegen.triton.pointwise import loop_nest, update
 from effc.codegen.triton.scalar import register
 from effc.codegen.triton.tile import Tile
 
 from ..plan.builder import Builder
 from ..plan.memory import whole
-from ..plan.moves import full, real_value, rope_check, rope_pairs
+from ..plan.moves import full, order_of, real_value, rope_check, rope_pairs, updated
 from ..plan.regions import Region
 from .lowering import call, lowers, offsets
 
 lowers("full", check=real_value)(full)
+
+
+@lowers("update")
+def _update(b: Builder, node: Any) -> None:
+    """A copy to where `start` says, into the memory of x."""
+    out, place, new, (last, step) = updated(b, node)
+    nest = Nest(new.shape, (Operand(out.dtype, out.strides), Operand(new.dtype, new.strides)))
+    made = update(
+        nest.collapsed(order_of(place)), last, step, offsets=offsets([place, new]),
+        comment=Region.of(node).comment(b),
+    )  # fmt: skip
+    call(b, node, made, [place], [new, whole(b.error_word()), b.ref(node.start)])
+    b.set(node, out)
 
 
 @lowers("embedding")

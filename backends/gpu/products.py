@@ -8,12 +8,13 @@ after a product in anchored.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import sympy
 
-from effc.codegen.triton.kernel import Schedule
+from effc.codegen.triton.kernel import Made, Schedule
 from effc.codegen.triton.products import Products, Space, Walk, Window, joined, products
 from effc.codegen.triton.products import accumulator as sum_type
 from effc.codegen.triton.schedules import ANY, Choice, Device, Problem, schedules
@@ -25,7 +26,7 @@ from effc.ir.types import Tensor, row_major
 from ..plan.builder import Builder
 from ..plan.memory import Ref, whole
 from ..plan.regions import broadcast
-from .lowering import call
+from .lowering import call, choose, note, ranked
 
 
 @dataclass(frozen=True)
@@ -134,14 +135,16 @@ def device(b: Builder) -> Device:
     return getattr(b.target, "device", ANY)
 
 
-def guess(size: Dim) -> int:
+GUESS = 128  # the extent of each symbol, where nothing better is known
+FEW_ROWS = 16  # of the smallest tile
+PAYS = 1.25  # times its own that few rows may take in launches for many, before they get their own
+
+
+def guess(size: Dim, extent: int = GUESS) -> int:
     """A size that only a call knows is taken to be of this extent in each of its symbols."""
     if isinstance(size, int):
         return size
-    return max(1, int(sympy.sympify(size).subs(dict.fromkeys(free_symbols(size), GUESS))))
-
-
-GUESS = 128
+    return max(1, int(sympy.sympify(size).subs(dict.fromkeys(free_symbols(size), extent))))
 
 
 def precision(b: Builder) -> str:
@@ -158,11 +161,17 @@ def problem_of(work: Products) -> Problem:
     *taps, deep = s.depth
     batch, rows, columns = (guess(product(v)) for v in (s.batch, s.rows, s.columns))
     kind = KINDS[work.precision] if work.dtype.name == "f32" else work.dtype.name
-    full = [w for _, w in work.leaves if any(w.rows) and any(w.columns)]
+    chain = work.chain
+    leaves = (*work.leaves, *(chain.leaves if chain else ()))
+    full = [w for _, w in leaves if any(w.rows) and any(w.columns)]
+    pooled = product(work.left.pooled.window.kernel) if work.left.pooled else 1
+    # Two launches would be one more than pooling and enlarging here are to save.
+    may_split = not work.samples and pooled == 1 and chain is None
     return Problem(
         max(1, batch), max(1, rows), max(1, columns), max(1, guess(deep)),
         guess(product(tuple(taps))), kind, len(work.rights), bool(work.left.nodes),
-        len(full),
+        len(full), may_split, len(work.samples) + len(chain.samples if chain else ()), pooled,
+        chain.columns if chain else 0,
     )  # fmt: skip
 
 
@@ -171,31 +180,103 @@ def pick(b: Builder, work: Products) -> Choice:
     return schedules(problem_of(work), device(b))[0]
 
 
+@dataclass(frozen=True)
+class _Range:
+    """Some numbers of rows, and what is launched for them.
+
+    guard: 1 where a call has so many, else 0: then nothing is launched. most: rows, where that is
+    known. extents: of symbols, for a call with so many.
+    """
+
+    problem: Problem
+    guard: Dim = 1
+    most: int | None = None
+    extents: Mapping[Any, int] = field(default_factory=dict)
+
+
+def _ranges(work: Products, device: Device) -> list[_Range]:
+    """All numbers of rows, apart where only a call knows whether there are few.
+
+    A call with few rows reads weights and little else; tiles for many rows would leave most of a
+    GPU idle meanwhile.
+    """
+    p, rows = problem_of(work), product(work.space.rows)
+    pictures = work.window is not None or work.samples or work.chain is not None
+    if isinstance(rows, int) or pictures or guess(rows, 1) > FEW_ROWS:
+        return [_Range(p)]
+    few = replace(p, rows=FEW_ROWS)
+    # What is best for many rows takes for few of them at most what it takes for many.
+    if schedules(p, device)[0].seconds <= PAYS * schedules(few, device)[0].seconds:
+        return [_Range(p)]
+    many = sympy.Min(1, floordiv(rows, FEW_ROWS + 1))
+    # Parts of the depth take memory for every row, of which there may be very many.
+    p = replace(p, may_split=False)
+    return [_Range(few, 1 - many, FEW_ROWS, extents(rows, FEW_ROWS)), _Range(p, many)]
+
+
+def extents(size: Dim, most: int) -> dict[Any, int]:
+    """Of its symbols, so that a size is as large as it can be up to `most`."""
+    fits = max((n for n in range(1, most + 1) if guess(size, n) <= most), default=1)
+    return dict.fromkeys(free_symbols(size), fits)
+
+
 def launch(
     b: Builder, node: Op, work: Products, out: Ref, factors: Sequence[Ref], leaves: Sequence[Ref],
     schedule: Schedule | None = None,
 ) -> None:  # fmt: skip
     """One launch, or two where depth is split: the parts into memory of their own, then their sums
     in order, so that every call gives the same bits."""
+
+    def by(r: _Range, schedule: Schedule) -> Callable[[Builder], None]:
+        return lambda b: _launch(b, node, work, out, factors, leaves, schedule, r)
+
     if schedule is None:
-        choice = pick(b, work)
-        schedule, note = choice.schedule, choice.why
-    else:
-        note = "a schedule that was asked for"
+        for r in _ranges(work, device(b)):
+            found = schedules(r.problem, device(b))
+            choose(b, ranked(found, partial(by, r), _method), GUESS, r.extents)
+        return
+    at = len(b.steps)
+    by(_Range(problem_of(work)), schedule)(b)
+    note(b, at, "a schedule that was asked for")
+
+
+def _method(choice: Choice) -> str:
+    blocks = dict(choice.schedule.blocks)
+    if not blocks["dot"]:
+        return "lanes"
+    if blocks["splits"] > 1:
+        return "tiles of split depth"
+    return "tiles in a loop" if blocks["programs"] else "tiles"
+
+
+def _launch(
+    b: Builder, node: Op, work: Products, out: Ref, factors: Sequence[Ref], leaves: Sequence[Ref],
+    schedule: Schedule, r: _Range,
+) -> None:  # fmt: skip
     splits = dict(schedule.blocks)["splits"]
-    made = products(work, schedule)
+    made = guarded(products(work, schedule), r.guard)
+    said = [f"for at most {r.most} rows"] if r.most else []
     if splits == 1:
-        call(b, node, made, [out], [*factors, *leaves], note=note)
+        call(b, node, made, [out], [*factors, *leaves], note="; ".join(said))
         return
     s = work.space
     kept = sum_type(work.dtype)
-    count = product((len(work.rights) * splits, *s.batch, *s.rows, *s.columns))
+    rows = s.rows if r.most is None else (r.most,)
+    count = product((len(work.rights) * splits, *s.batch, *rows, *s.columns))
     parts = whole(b.new_root("arena", node, Tensor((count,), kept, row_major)))
-    call(b, node, made, [parts], list(factors), note=f"{note}; {splits} parts of the depth")
-    call(b, node, joined(work, splits), [out], [parts, *leaves], note="sums of the parts")
+    said.append(f"{splits} parts of the depth")
+    call(b, node, made, [parts], list(factors), note="; ".join(said))
+    sums = guarded(joined(work, splits), r.guard)
+    call(b, node, sums, [out], [parts, *leaves], note="sums of the parts")
+
+
+def guarded(made: Made, guard: Dim) -> Made:
+    """The launch with a grid of nothing where the guard is 0."""
+    first, *others = made.numbers
+    return replace(made, numbers=(first * guard, *others))
 
 
 __all__ = [
-    "Anchor", "device", "guess", "is_product", "launch", "linear", "matmul", "pick", "precision",
-    "problem_of",
+    "PAYS", "Anchor", "device", "extents", "guarded", "guess", "is_product", "launch", "linear",
+    "matmul", "pick", "precision", "problem_of",
 ]  # fmt: skip

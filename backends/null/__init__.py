@@ -13,7 +13,7 @@ import torch
 from effc.ir import EffcError, Graph, Op, yes
 from effc.ir.rewrite import Answer
 
-from ..base import Backend, Bound, Executable, Options
+from ..base import Backend, Bound, Constants, Executable, Options
 
 __all__ = ["NullBackend"]
 
@@ -37,7 +37,9 @@ class NullExecutable(Executable):
         self.graph, self.launches = planned.graph, planned.launches
         self.kernels, self.memory = planned.kernels, planned.memory
 
-    def bind(self, weights: Mapping[str, torch.Tensor] | None = None) -> Bound:
+    def bind(
+        self, weights: Mapping[str, torch.Tensor] | None = None, shared: Constants | None = None
+    ) -> Bound:
         raise EffcError(
             f"the null backend compiled {self.graph.name} and does not run it",
             fix='use backend "cpu" or "reference" to run',

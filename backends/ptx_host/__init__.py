@@ -14,17 +14,19 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from effc.codegen.cpp.kernel import Kernel
+from effc.codegen.gpu.compile import AnyCompiled, compile_kernels
 from effc.codegen.ptx.kernel import load
 from effc.codegen.ptx.plan import flags, plan_function, scheduler_source
-from effc.codegen.triton.compile import Compiled, compile_kernels, target, triton_version
-from effc.codegen.triton.kernel import TritonKernel
-from effc.ir import EffcError, No, UnsupportedError, no
+from effc.codegen.triton.compile import target, triton_version
+from effc.ir import EffcError, Graph, No, OptionError, UnsupportedError, no
 
 from ..base import Options
 from ..cpu import CpuBackend, CpuProgram
 from ..gpu.lowering import GPU
+from ..plan.executable import PlanExecutable
 from ..plan.plan import Plan
 from ..plan.steps import KernelCall
+from ..plan.tuning import Schedules
 
 ARCH = target("cuda:sm_80")  # what the runtime has the instructions of
 
@@ -80,9 +82,24 @@ class PtxHostBackend(CpuBackend):
 
     name, target, program = "ptx-host", GPU, HostProgram
 
-    def compiled(self, kernels: Mapping[str, Any]) -> list[Any]:
+    def compile(self, graph: Graph, options: Any = None) -> PlanExecutable:
+        options = Options.of(options)
+        if options.tune:
+            raise OptionError(
+                f"target {self.name!r} takes no tune=True",
+                why="it executes a GPU's kernels on the CPU, where their times say nothing",
+                fix="drop tune=True",
+            )
+        return super().compile(graph, options)
+
+    def _plan(
+        self, graph: Graph, options: Options, without: No | None, schedules: Schedules | None
+    ) -> Plan:
+        return super()._plan(graph, options, without, None)  # by the cost model alone
+
+    def compiled(self, kernels: Mapping[str, Any]) -> list[AnyCompiled]:
         """A plan's kernels compiled for ARCH."""
-        return compile_kernels([k for k in kernels.values() if isinstance(k, TritonKernel)], ARCH)
+        return compile_kernels(kernels.values(), ARCH)
 
     def prepare(self, plan: Plan) -> None:
         hosted = {c.kernel.name: host_kernel(c) for c in self.compiled(plan.kernels)}
@@ -100,7 +117,7 @@ class PtxHostBackend(CpuBackend):
 
 
 @lru_cache(maxsize=512)
-def host_kernel(compiled: Compiled) -> HostKernel:
+def host_kernel(compiled: AnyCompiled) -> HostKernel:
     """The kernel as a plan on the CPU calls it: numbers of a call are the grid, then its own."""
     kernel = load(compiled.assembly)[compiled.kernel.name]
     text = plan_function(

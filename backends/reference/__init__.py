@@ -10,7 +10,7 @@ import torch
 from effc.ir import Graph, Op, interpret, names, yes
 from effc.ir.rewrite import Answer
 
-from ..base import Backend, Bound, Executable, Launch, Options, weight_values
+from ..base import Backend, Bound, Constants, Executable, Launch, Options, weight_values
 
 __all__ = ["ReferenceBackend"]
 
@@ -38,7 +38,9 @@ class ReferenceExecutable(Executable):
             if node not in graph.constants
         )
 
-    def bind(self, weights: Mapping[str, torch.Tensor] | None = None) -> Bound:
+    def bind(
+        self, weights: Mapping[str, torch.Tensor] | None = None, shared: Constants | None = None
+    ) -> Bound:
         return ReferenceBound(self.graph, weight_values(self.graph, weights))
 
 

@@ -58,10 +58,10 @@ SCHEDULES = (
     tile(32, 64, 64, 1, 4, 4),
     tile(16, 64, 128, 1, 4, 3),
 )
-MULTIPROCESSORS = 108  # of the GPU that the choice is made for: an A100's
+MULTIPROCESSORS = 108  # of the GPU that the choice is made for, where none is told: an A100's
 
 
-def schedule(rows: Dim, columns: Dim) -> Schedule:
+def schedule(rows: Dim, columns: Dim, units: int = MULTIPROCESSORS) -> Schedule:
     """The largest blocks that still fill the GPU; the smallest that waste few rows where rows are
     few. An unknown number of rows counts as many."""
     m = rows if isinstance(rows, int) else 4096
@@ -69,10 +69,15 @@ def schedule(rows: Dim, columns: Dim) -> Schedule:
     for s in SCHEDULES:
         blocks = dict(s.blocks)
         fits = m > blocks["BM"] // 2
-        if fits and -(-m // blocks["BM"]) * -(-n // blocks["BN"]) >= MULTIPROCESSORS:
+        if fits and -(-m // blocks["BM"]) * -(-n // blocks["BN"]) >= units:
             return s
     small = [s for s in SCHEDULES[2:] if m > dict(s.blocks)["BM"] // 2]
     return small[0] if small else SCHEDULES[-1]
+
+
+def schedule_of(nest: Nest, units: int = MULTIPROCESSORS) -> Schedule:
+    """The schedule of a product with a result of these dimensions, columns last."""
+    return schedule(_rows(nest), nest.sizes[-1], units)
 
 
 def shared_bytes(s: Schedule) -> int:
@@ -92,7 +97,7 @@ def product(
     then those of the leaves, with offsets likewise. A call's pointers: y, a, b, leaves.
     """
     numbers = Numbers()
-    by = by or schedule(_rows(nest), nest.sizes[-1])
+    by = by or schedule_of(nest)
     outer, columns = _split(nest)
     names = ["y0", *(f"x{i}" for i in range(len(leaves)))]
     given = list(offsets) or [0] * len(names)
@@ -183,6 +188,7 @@ __all__ = [
     "Matrix",
     "product",
     "schedule",
+    "schedule_of",
     "shared_bytes",
     "tile",
 ]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from effc.ir import OptionError
 from effc.ir.op import Cost
 
-from ..triton.compile import Target, compile_kernels, target
-from ..triton.kernel import TritonKernel
+from ..triton.compile import Target, target
+from .compile import AnyKernel, compile_kernels
 from .devices import Device, device
 from .occupancy import Occupancy, occupancy
 from .resources import GROUPS, Resources, resources
@@ -24,7 +24,7 @@ class Work:
     """A kernel and what it is for. node: the name of what it computes. cost: FLOPs and bytes of the
     node, where it is known. kind: element type of the products, as devices name their peaks."""
 
-    kernel: TritonKernel
+    kernel: AnyKernel
     node: str = ""
     cost: Cost | None = None
     kind: str = "f32"
@@ -70,7 +70,7 @@ def estimate(cost: Cost, kind: str, on: Device) -> Estimate | None:
     return Estimate(parts[bound], bound, cost.flops / max(1, cost.bytes))
 
 
-def report(kernels: Iterable[Work | TritonKernel], targets: Sequence[str]) -> list[Row]:
+def report(kernels: Iterable[Work | AnyKernel], targets: Sequence[str]) -> list[Row]:
     """One row for every kernel on every target.
 
     targets: names of devices ("H100 SXM") or of targets ("cuda:sm_90"), for which the first device

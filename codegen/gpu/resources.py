@@ -17,7 +17,8 @@ from pathlib import Path
 
 from effc.ir import EffcError, UnsupportedError
 
-from ..triton.compile import Compiled, Target
+from ..triton.compile import Target
+from .compile import AnyCompiled
 
 # What rows of a report count: mnemonics without their suffixes, NVIDIA's and AMD's.
 TENSOR = re.compile(r"([HIBDQO]G?MMA|UTC\w*MMA)|v_(mfma|smfmac|wmma)")
@@ -72,7 +73,7 @@ class Resources:
         return sum(n for name, n in self.instructions.items() if pattern.match(name))
 
 
-def resources(compiled: Compiled) -> Resources:
+def resources(compiled: AnyCompiled) -> Resources:
     """What the compiler reports of a kernel. Raises UnsupportedError where NVIDIA's tools are not
     there, EffcError where they do not understand the binary."""
     return _of_nvidia(compiled) if compiled.target.backend == "cuda" else _of_amd(compiled)
@@ -84,7 +85,7 @@ RESERVED = 1024  # bytes
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)")
 
 
-def _of_nvidia(compiled: Compiled) -> Resources:
+def _of_nvidia(compiled: AnyCompiled) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.binary)
         file.flush()
@@ -129,7 +130,7 @@ def _tool(name: str) -> str:
 # ------------------------------------------------------------------ AMD
 
 
-def _of_amd(compiled: Compiled) -> Resources:
+def _of_amd(compiled: AnyCompiled) -> Resources:
     text = compiled.assembly
 
     def fact(name: str) -> int:

@@ -266,8 +266,20 @@ void arrive(Fiber& f, uint32_t id, uint32_t threads, int wait, int pc) {
   if (wait && f.state == WAITING) to_scheduler(f);
 }
 
+bool left_out(int pc) { return pc + 1 == worker->launch->left_out; }
+
+void note(const Fiber& f, int kind, int lane, uint64_t address, uint32_t size, int pc) {
+  Launch& l = *worker->launch;
+  if (!l.events) return;
+  if (l.events_count < l.events_room)
+    l.events[l.events_count] = {kind, pc, f.block->linear, f.warp.index * 32 + uint32_t(lane), uint32_t(address), size};
+  l.events_count++;
+}
+
 void hook_barrier(Warp* w, Mask, uint32_t id, uint32_t threads, int wait, int pc) {
-  if (pc + 1 != worker->launch->left_out) arrive(fiber_of(w), id & 15, threads, wait, pc);
+  if (left_out(pc)) return;
+  note(fiber_of(w), BARRIER, 0, id, w->live, pc);
+  arrive(fiber_of(w), id & 15, threads, wait, pc);
 }
 
 uint32_t hook_barrier_reduce(Warp* w, Mask m, uint32_t id, uint32_t threads, int op, Mask p, int pc) {
@@ -329,7 +341,7 @@ void touch(Cell& c, Fiber& f, int lane, int kind, uint64_t address, uint32_t siz
   if (!same && races(c.write)) conflict(f, lane, pc, kind, c.write, c.write.atomic ? ATOMIC : WRITE, address, size, space);
   else if (writes)
     for (const auto& r : c.read)
-      if (!(same && r.block == f.block->linear && false) && races(r)) {
+      if (races(r)) {
         conflict(f, lane, pc, kind, r, READ, address, size, space);
         break;
       }
@@ -370,9 +382,10 @@ bool check_shared(Fiber& f, int lane, uint64_t address, uint32_t size, int kind,
   if (address + size > f.warp.shared_bytes) return wrong(BOUNDS, f, lane, SHARED, kind, address, size, pc);
   if (address % size) return wrong(MISALIGNED, f, lane, SHARED, kind, address, size, pc);
   const bool same = value && !memcmp(b.shared + address, value, size);
+  note(f, kind, lane, address, size, pc);
   for (uint32_t i = 0; i < size; i++) {
     Cell& c = b.cells[address + i];
-    if (c.pending && kind != ASYNC) {
+    if (c.pending) {  // copies that are under way keep no order among themselves either
       Finding* x = worker->report(PENDING_ASYNC, f, lane, pc);
       x->space = SHARED, x->access = uint32_t(kind), x->address = address, x->size = size;
       x->other_pc = c.write.pc, x->other_thread = c.write.thread;
@@ -411,8 +424,10 @@ bool hook_access(Warp* w, int lane, int space, int kind, uint64_t address, uint3
   return true;
 }
 
-void hook_warp_sync(Warp* w, Mask lanes) {
-  if (lanes == w->live) w->clock++;
+void hook_warp_sync(Warp* w, Mask lanes, int pc) {
+  if (lanes != w->live || left_out(pc)) return;
+  note(fiber_of(w), WARP_BARRIER, 0, 0, lanes, pc);
+  w->clock++;
 }
 
 void perform(Fiber& f, const Copy& c) {
@@ -433,12 +448,15 @@ void hook_async_copy(Warp* w, int lane, uint32_t to, uint64_t from, uint32_t siz
 
 void hook_async_commit(Warp* w, Mask lanes) {
   Fiber& f = fiber_of(w);
+  note(f, COMMIT, 0, 0, lanes, -1);
   for (Mask k = lanes; k; k &= k - 1) f.committed[__builtin_ctz(k)]++;
 }
 
 // Completes the copies of all groups but the `keep` newest. keep = ~0: those not committed as well.
-void hook_async_wait(Warp* w, Mask lanes, uint32_t keep) {
+void hook_async_wait(Warp* w, Mask lanes, uint32_t keep, int pc) {
+  if (left_out(pc)) return;
   Fiber& f = fiber_of(w);
+  note(f, WAIT, 0, keep, lanes, pc);
   auto done = [&](const Copy& c) {
     if (!(lanes >> c.lane & 1)) return false;
     if (keep != ~0u && c.group + keep >= f.committed[c.lane]) return false;

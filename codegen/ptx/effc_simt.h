@@ -40,6 +40,7 @@ struct alignas(64) Lanes {
 
 enum Space : int { GLOBAL, SHARED, LOCAL, PARAM };
 enum Kind : int { READ, WRITE, ATOMIC, ASYNC };
+enum Ordering : int { BARRIER = 4, WARP_BARRIER, COMMIT, WAIT };
 
 struct Warp;
 
@@ -51,10 +52,10 @@ struct Hooks {
   void (*fail)(Warp*, int kind, Mask lanes, uint64_t a, uint64_t b, int pc);
   // Checked runs only: false where the access must not happen.
   bool (*access)(Warp*, int lane, int space, int kind, uint64_t address, uint32_t size, const void* value, int pc);
-  void (*warp_sync)(Warp*, Mask lanes);
+  void (*warp_sync)(Warp*, Mask lanes, int pc);
   void (*async_copy)(Warp*, int lane, uint32_t to, uint64_t from, uint32_t size, uint32_t valid, int pc);
   void (*async_commit)(Warp*, Mask lanes);
-  void (*async_wait)(Warp*, Mask lanes, uint32_t keep);
+  void (*async_wait)(Warp*, Mask lanes, uint32_t keep, int pc);
 };
 
 struct alignas(64) Warp {
@@ -89,6 +90,11 @@ struct Region {  // memory the kernel may use
   uint32_t granule, writable;  // granule: bytes of an element
 };
 
+struct Event {  // what a launch did with shared memory, and what put that in order
+  int32_t kind, pc;  // kind: of Kind or of Ordering
+  uint32_t block, thread, address, size;  // BARRIER, WAIT, COMMIT: size is the lanes
+};
+
 struct Launch {
   void (*kernel)(Warp&, const char*);
   const char* params;
@@ -101,7 +107,9 @@ struct Launch {
   uint32_t regions_count, findings_room;
   Finding* findings;
   uint32_t findings_count, across_blocks;  // across_blocks: look for races between blocks
-  int32_t left_out, unused;  // left_out: 1 + the place of a barrier that does nothing
+  Event* events;  // null: none are kept
+  uint64_t events_room, events_count;
+  int32_t left_out, unused;  // left_out: 1 + the place of a barrier or wait that does nothing
 };
 
 // ------------------------------------------------------------------ bits and lanes
@@ -519,12 +527,12 @@ SIMT_OP void async_copy(Warp& w, Mask m, A to, int64_t to_off, G from, int64_t f
 }
 #ifdef SIMT_CHECK
 #define ASYNC_COMMIT(m) w.hooks->async_commit(&w, m)
-#define ASYNC_WAIT(m, n) w.hooks->async_wait(&w, m, n)
-#define WARP_SYNC(m) w.hooks->warp_sync(&w, m)
+#define ASYNC_WAIT(m, n, pc) w.hooks->async_wait(&w, m, n, pc)
+#define WARP_SYNC(m, pc) w.hooks->warp_sync(&w, m, pc)
 #else
 #define ASYNC_COMMIT(m) ((void)0)
-#define ASYNC_WAIT(m, n) ((void)0)
-#define WARP_SYNC(m) ((void)0)
+#define ASYNC_WAIT(m, n, pc) ((void)0)
+#define WARP_SYNC(m, pc) ((void)0)
 #endif
 
 // ------------------------------------------------------------------ between lanes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import linecache
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,17 +67,21 @@ class Fault(EffcError):
 
 
 def findings(
-    raw: Sequence[CFinding], unit: Unit, block: tuple[int, int, int], held: Sequence[Any]
-) -> list[Finding]:
-    """The scheduler's findings with places and sentences."""
-    return [_finding(f, unit, block, held) for f in raw]
+    raw: Sequence[CFinding], unit: Unit, block: tuple[int, int, int], held: Mapping[int, Any],
+    names: Sequence[str] = (),
+) -> list[Finding]:  # fmt: skip
+    """The scheduler's findings with places and sentences. held: arrays by their argument."""
+    return [_finding(f, unit, block, held, names) for f in raw]
 
 
-def _finding(f: CFinding, unit: Unit, block: tuple[int, int, int], held: Sequence[Any]) -> Finding:
+def _finding(
+    f: CFinding, unit: Unit, block: tuple[int, int, int], held: Mapping[int, Any],
+    names: Sequence[str],
+) -> Finding:  # fmt: skip
     ins = unit.places[f.pc] if f.pc >= 0 else None
     other = unit.places[f.other_pc] if f.other_pc >= 0 else None
     kind = KINDS[f.kind]
-    text = _text(kind, f, ins, other, block, held)
+    text = _text(kind, f, ins, other, block, _place(f, held, names))
     return Finding(
         kind, text, tuple(f.block), _thread(f.thread, block), ins, other, f.address, f.size, f.count
     )
@@ -92,15 +97,15 @@ def _text(
     ins: Instruction | None,
     other: Instruction | None,
     block: tuple[int, int, int],
-    held: Sequence[Any],
+    place: str,
 ) -> str:
     who = f"block {tuple(f.block)}, thread {_thread(f.thread, block)}"
-    at = f" at {ins.location} [{ins.opcode}]" if ins else ""
+    at = f" at {_line(ins)}" if ins else ""
     space = SPACES[f.space]
-    where = f"{f.size} bytes at {_place(f, held)}"
+    where = f"{f.size} bytes at {place}"
     match kind:
         case "race":
-            there = f"{other.location} [{other.opcode}]" if other else "an earlier access"
+            there = _line(other) if other else "an earlier access"
             return (
                 f"race on {space} memory: {who} {ACCESS[f.access]}s {where}{at}, which thread "
                 f"{_thread(f.other_thread, block)} {ACCESS[f.other_access]}s at {there}, with no "
@@ -138,11 +143,18 @@ def _text(
     return f"{kind}: {who}{at}"
 
 
-def _place(f: CFinding, held: Sequence[Any]) -> str:
+def _line(ins: Instruction) -> str:
+    """Where an instruction is, and its line of the source where that can be read."""
+    where = ins.location
+    text = linecache.getline(where.file, where.source_line).strip()
+    return f"{where} [{ins.opcode}]{f' in `{text}`' if text else ''}"
+
+
+def _place(f: CFinding, held: Mapping[int, Any], names: Sequence[str]) -> str:
     if SPACES[f.space] != "global":
         return f"offset {f.address}"
     nearest_, distance = "", 1 << 62
-    for i, value in enumerate(held):
+    for i, value in held.items():
         if isinstance(value, torch.Tensor):
             base, size = value.untyped_storage().data_ptr(), value.untyped_storage().nbytes()
         else:
@@ -150,7 +162,8 @@ def _place(f: CFinding, held: Sequence[Any]) -> str:
         gap = max(base - f.address, f.address + f.size - base - size, 0)
         if gap < distance:
             distance = gap
-            nearest_ = f", byte {f.address - base} of array argument {i}, which has {size}"
+            name = f" ({names[i]})" if i < len(names) else ""
+            nearest_ = f", byte {f.address - base} of array argument {i}{name}, which has {size}"
     return f"{f.address:#x}{nearest_}"
 
 

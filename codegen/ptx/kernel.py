@@ -34,7 +34,7 @@ class Schedule:
 
     order: of warps, and of the lanes of a warp that store: "up", "down" or "shuffled".
     lazy: cp.async copies when it is waited for, else at once.
-    without: a barrier that does nothing, as one of `Kernel.barriers`.
+    without: a barrier or wait that does nothing, as one of `Kernel.barriers`.
     """
 
     order: str = "up"
@@ -52,6 +52,7 @@ class Kernel:
 
     shared: dynamic shared bytes of a launch that names none. block: threads of one that names
     none. scratch: bytes a block of the last parameters, where a launch may leave them out.
+    names: of the first parameters, as findings call them.
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class Kernel:
         shared: int = 0,
         block: Dim | None = None,
         scratch: Sequence[int] = (),
+        names: Sequence[str] = (),
     ) -> None:
-        self.module, self.name = module, name
+        self.module, self.name, self.names = module, name, tuple(names)
         self.function = module.functions[name]
         self.shared, self.scratch = shared, tuple(scratch)
         self.block = _dim(block, "block") if block is not None else self.function.required
@@ -90,10 +92,8 @@ class Kernel:
 
     @property
     def barriers(self) -> tuple[Instruction, ...]:
-        """The block's barriers in the kernel, in the order of the text."""
-        return tuple(
-            i for i in self.unit.places if i.name in ("bar", "barrier") and "red" not in i.parts
-        )
+        """What puts accesses in order: barriers of a block and of a warp, waits for cp.async."""
+        return tuple(i for i in self.unit.places if _orders(i))
 
     def build(self, *, check: bool = False) -> runtime.Library:
         """Translate and compile. Raises PtxError or BuildError."""
@@ -138,13 +138,18 @@ class Kernel:
         check: bool = False,
         schedule: Schedule | None = None,
         portable: bool = False,
+        events: np.ndarray | None = None,
     ) -> tuple[list[Finding], bool]:
-        """Like `launch`, with the findings as a value, and whether the grid came to its end."""
+        """Like `launch`, with the findings as a value, and whether the grid came to its end.
+
+        events: of runtime.EVENT; gets, in a checked run, what happened to shared memory. Raises
+        InputError where that is more than it has room for.
+        """
         unit, library = self.unit, self.build(check=check)
         schedule = schedule or Schedule()
         grid, block = _dim(grid, "grid"), self._block(block)
         blocks = grid[0] * grid[1] * grid[2]
-        held: list[Any] = []
+        held: dict[int, Any] = {}
         params = self._pack(args, blocks, held)
         if not blocks:
             return [], True
@@ -173,8 +178,14 @@ class Kernel:
                     fix="pass one of kernel.barriers",
                 )
             launch.left_out = 1 + unit.places.index(schedule.without)
+        if events is not None:
+            launch.events, launch.events_room = events.ctypes.data, len(events)
         failed = runtime.scheduler(portable)(ctypes.byref(launch))
-        found = findings(room[: launch.findings_count], unit, block, held)
+        if events is not None and launch.events_count > len(events):
+            raise InputError(
+                f"kernel {self.name}: {launch.events_count} events, there is room for {len(events)}"
+            )
+        found = findings(room[: launch.findings_count], unit, block, held, self.names)
         return found, not failed
 
     def _block(self, block: Dim | None) -> tuple[int, int, int]:
@@ -194,7 +205,7 @@ class Kernel:
             )
         return chosen
 
-    def _pack(self, args: Sequence[Any], blocks: int, held: list[Any]) -> bytes:
+    def _pack(self, args: Sequence[Any], blocks: int, held: dict[int, Any]) -> bytes:
         """The parameters as the kernel reads them; `held` gets what must stay alive."""
         params = self.params
         missing = len(params) - len(args)
@@ -213,7 +224,7 @@ class Kernel:
             data += self._one(i, param, value, held)
         return bytes(data) + b"\0" * 16
 
-    def _one(self, i: int, param: Variable, value: Any, held: list[Any]) -> bytes:
+    def _one(self, i: int, param: Variable, value: Any, held: dict[int, Any]) -> bytes:
         size = param.size
         where = f"kernel {self.name}: argument {i} ({param.name})"
         if isinstance(value, torch.Tensor | np.ndarray):
@@ -223,7 +234,7 @@ class Kernel:
                 raise InputError(
                     f"{where} is a tensor, the parameter has {size} bytes", fix="pass a number"
                 )
-            held.append(value)
+            held[i] = value
             address = value.data_ptr() if isinstance(value, torch.Tensor) else value.ctypes.data
             return struct.pack("<Q", address)
         if value is None:
@@ -306,6 +317,12 @@ def from_triton(compiled: Any) -> Kernel:
     return Kernel(syntax, m.name, shared=m.shared, block=block, scratch=scratch)
 
 
+def _orders(i: Instruction) -> bool:
+    if i.name == "cp":
+        return not {"wait_group", "wait_all"}.isdisjoint(i.parts)
+    return i.name in ("bar", "barrier") and "red" not in i.parts
+
+
 def _dim(value: Dim, what: str) -> tuple[int, int, int]:
     sizes = (value,) if isinstance(value, int | np.integer) else tuple(value)
     if not 1 <= len(sizes) <= 3 or any(int(s) < 0 for s in sizes):
@@ -319,10 +336,10 @@ def pages(n: int) -> int:
     return -(-n // 4096) * 4096
 
 
-def _regions(unit: Unit, library: runtime.Library, held: Sequence[Any]) -> list[CRegion]:
+def _regions(unit: Unit, library: runtime.Library, held: Mapping[int, Any]) -> list[CRegion]:
     """Memory that the kernel may touch: storages of the arguments, the module's variables."""
     found: dict[tuple[int, int], CRegion] = {}
-    for value in held:
+    for value in held.values():
         if isinstance(value, torch.Tensor):
             storage = value.untyped_storage()
             base, size, item = storage.data_ptr(), storage.nbytes(), value.element_size()

@@ -46,6 +46,9 @@ TOKEN = re.compile(
     re.X,
 )
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
+INLINE = re.compile(r"// begin inline asm.*?// end inline asm", re.S)
+LOC = re.compile(r"\s*(\d+)\s+(\d+)\s+(\d+)(?:.*?inlined_at\s+(\d+)\s+(\d+)\s+(\d+))?")
+Place = tuple[str, str, str]  # file, line, column
 LINKAGE = {".visible", ".extern", ".weak", ".common"}
 SPACES = {".global", ".const", ".shared", ".local", ".param"}
 # Said about a function and without meaning here, with the count of values each takes.
@@ -63,12 +66,20 @@ def parse(text: str) -> Module:
     return _Parser(text).module()
 
 
+def _one_place(block: re.Match[str]) -> str:
+    """LLVM counts source lines on with each line of inline assembly; the first is right."""
+    first = block[0].find(".loc") + 1
+    return block[0][:first] + re.sub(r"\.loc[^\n]*", "", block[0][first:])
+
+
 class _Parser:
     def __init__(self, text: str) -> None:
         self.text = text
         self.tokens: list[tuple[str, str, int]] = []  # kind, text, line
         self.files: dict[int, str] = {}
         self.locations: dict[int, tuple[int, int]] = {}  # index of a token -> file, line
+        self.inlined: dict[Place, Place] = {}  # a place in a function -> of its call
+        text = INLINE.sub(_one_place, text)
         self._tokenise(COMMENT.sub(lambda m: "\n" * m[0].count("\n") or " ", text))
         self.at = 0
         self.source = (0, 0)
@@ -100,8 +111,13 @@ class _Parser:
         if word == ".file":
             if match := re.match(r'\s*(\d+)\s+"([^"]*)"(?:\s+"([^"]*)")?', rest):
                 self.files[int(match[1])] = match[3] or match[2]
-        elif match := re.match(r"\s*(\d+)\s+(\d+)", rest):
-            self.locations[len(self.tokens)] = (int(match[1]), int(match[2]))
+        elif match := LOC.match(rest):
+            at: Place = (match[1], match[2], match[3])
+            if match[4]:  # the call's own place, where it is inlined too, came just before
+                call = (match[4], match[5], match[6])
+                self.inlined[at] = self.inlined.get(call, call)
+                at = self.inlined[at]
+            self.locations[len(self.tokens)] = (int(at[0]), int(at[1]))
 
     def _after_braces(self, text: str, position: int) -> int:
         depth, position = 1, text.index("{", position) + 1

@@ -7,7 +7,8 @@ shared memory poisoned before each block. Two detectors work at once:
   who wrote and who read it last, and a clock for every warp says what a barrier has put in order
   (vector clocks, as in FastTrack: Flanagan and Freund, PLDI 2009). Two accesses by two threads, one
   of them a write, with no barrier between are a race, whatever the schedule made of them. A byte
-  that a cp.async has not been waited for must not be touched.
+  that a cp.async has not been waited for must not be touched, by another cp.async neither. Copies
+  of the arguments stand apart, so that what runs past the end of one does not come upon another.
 - Results of all schedules are compared.
 
 It sees what the launch does, not what other inputs would do. Of the readers of a byte, two are
@@ -30,6 +31,7 @@ from .kernel import Dim, Kernel, Schedule
 from .syntax import Instruction
 
 SHOWN = 5  # of differing elements
+APART = 1 << 16  # bytes on each side of an array
 
 
 @dataclass(frozen=True)
@@ -154,19 +156,31 @@ def _list(seen: Sequence[Schedule]) -> str:
 
 def _copies(args: Sequence[Any]) -> list[Any]:
     """Fresh memory for each run. Arguments that share storage go on sharing it."""
-    storages: dict[int, Any] = {}
+    storages: dict[int, torch.Tensor] = {}
     copies: list[Any] = []
     for a in args:
         if isinstance(a, torch.Tensor):
             old = a.untyped_storage()
-            new = storages.setdefault(old.data_ptr(), old.clone())
+            if old.data_ptr() not in storages:
+                held = torch.empty(0, dtype=torch.uint8).set_(old)
+                storages[old.data_ptr()] = _apart(held) if held.numel() else held
+            new = storages[old.data_ptr()].untyped_storage()
             empty = torch.empty(0, dtype=a.dtype)
             copies.append(empty.set_(new, a.storage_offset(), a.size(), a.stride()))
-        elif isinstance(a, np.ndarray):
-            copies.append(a.copy())
+        elif isinstance(a, np.ndarray) and a.size:
+            flat = torch.from_numpy(np.ascontiguousarray(a).reshape(-1).view(np.uint8))
+            copies.append(np.frombuffer(_apart(flat).numpy().data, a.dtype).reshape(a.shape))
         else:
             copies.append(a)
     return copies
+
+
+def _apart(data: torch.Tensor) -> torch.Tensor:
+    """A copy of some bytes, a storage of its own, with room around it that belongs to no array: a
+    kernel that runs past its end does not come upon another."""
+    room = torch.full((data.numel() + 2 * APART,), 0xFF, dtype=torch.uint8)
+    inside = room[APART : APART + data.numel()].copy_(data)
+    return torch.frombuffer(inside.numpy().data, dtype=torch.uint8)
 
 
 def _bits(a: Any) -> np.ndarray | None:

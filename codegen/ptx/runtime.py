@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..build import Library, build
@@ -30,6 +31,10 @@ class CRegion(ctypes.Structure):
     _fields_ = (("base", u64), ("bytes", u64), ("granule", u32), ("writable", u32))
 
 
+EVENT = np.dtype([(n, "i4" if n in ("kind", "pc") else "u4")
+                  for n in ("kind", "pc", "block", "thread", "address", "size")])  # fmt: skip
+
+
 class CLaunch(ctypes.Structure):
     _fields_ = (
         ("kernel", ctypes.c_void_p), ("params", ctypes.c_char_p), ("grid", u32 * 3),
@@ -37,7 +42,8 @@ class CLaunch(ctypes.Structure):
         ("stack_bytes", u64), ("threads", u32), ("check", u32), ("order", u32), ("lazy", u32),
         ("seed", u64), ("regions", ctypes.POINTER(CRegion)), ("regions_count", u32),
         ("findings_room", u32), ("findings", ctypes.POINTER(CFinding)), ("findings_count", u32),
-        ("across_blocks", u32), ("left_out", i32), ("unused", i32),
+        ("across_blocks", u32), ("events", ctypes.c_void_p), ("events_room", u64),
+        ("events_count", u64), ("left_out", i32), ("unused", i32),
     )  # fmt: skip
 
 

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
+
 from effc.codegen.cpp.loops import Operand
 from effc.ir import DType
-from effc.ir.symbols import Dim, product
-from effc.ir.types import f32
+from effc.ir.symbols import Dim, dim, product
+from effc.ir.types import f32, i64
 
 from .kernel import Made, Schedule, cdiv, indent, kernel, power_of_two
 from .numbers import Numbers, is_wide
@@ -27,6 +29,7 @@ from .scalar import storage
 from .tile import Axis, Element, Tile, pointer
 
 LOG2E = math.log2(math.e)
+LANES = 32  # of a warp; AMD's have twice as many
 Finish = Callable[[Tile, str], Element]  # (tile, variable of the result) -> what to store
 
 
@@ -35,6 +38,8 @@ class Attention:
     """What is computed. Operands walk [batch, heads, rows, size].
 
     heads: of k and v; each is read by `sharing` heads of q. order: a macro of attention_orders.j2.
+    past: k and v are a cache, of which the kernel reads how many keys there are before those of the
+    queries; others than these do not exist.
     """
 
     batch: Dim
@@ -52,6 +57,7 @@ class Attention:
     causal: bool = False
     precision: str = "highest"  # of float32 products
     order: str = "every"
+    past: bool = False
 
     @property
     def dtype(self) -> DType:
@@ -68,6 +74,11 @@ class Attention:
     @property
     def wide(self) -> int:
         return max(16, power_of_two(self.results))
+
+    @property
+    def diagonal(self) -> bool:
+        """Some queries see fewer keys than others. The only query of a step sees all there are."""
+        return self.causal and not (self.past and self.queries == 1)
 
     @property
     def plain(self) -> bool:
@@ -97,12 +108,15 @@ def attention(
 
     y: the result, and leaves: what `finish` reads besides, along [batch, heads * sharing, queries,
     results]. offsets: of pointers by name, where they are not 0. Pointers of a single launch are y,
-    q, k, v, mask where there is one, x0p...; of parts: sums, tops, totals, q, k, v, mask; of what
-    joins them: y, sums, tops, totals, x0p....
+    what is read, x0p...; of parts: sums, tops, totals, what is read; of what joins them: y, sums,
+    tops, totals, x0p.... Read are q, k, v, the mask where there is one, and where there is a past,
+    that and the error word, which is set where it does not fit into the cache.
     """
     kept = offsets or {}
     sizes = dict(schedule.blocks)
     reads = {"q": a.q, "k": a.k, "v": a.v} | ({"mask": a.mask} if a.mask is not None else {})
+    if a.past:
+        reads |= {"past": Operand(i64, ()), "error": Operand(i64, (1,))}
     ends = {"y": y}, {f"x{i}p": operand for i, (_, operand) in enumerate(leaves)}
     if sizes["splits"] == 1:
         t = Tile(Numbers())
@@ -125,19 +139,22 @@ def _main(
     sizes, text = dict(schedule.blocks), t.numbers.text
     rows, keys = sizes["rows"], sizes["keys"]
     blocks = cdiv(a.rows, rows)
-    ragged = not isinstance(a.keys, int) or a.keys % keys != 0
+    ragged = a.past or not isinstance(a.keys, int) or a.keys % keys != 0
     axes = _axes(a, t, rows)
+    count = "present" if a.past else text(a.keys)
     holes: dict[str, Any] = {
         "pieces": _pieces(a, t, axes, rows, sizes["piece"]), "mask": "", "mask_partial": "",
         "blocks": text(blocks), "heads": text(a.heads), "row_count": text(a.rows),
-        "key_count": text(a.keys),
+        "key_count": count, "query_count": text(a.queries), "capacity": text(a.keys),
+        "past": a.past, "most": 1 << 30,
         "edge": _edge(a, rows), "ragged": ragged, "short": _short(a, rows),
         "wide": a.wide, "result_mask": [m for m in [_padded("result", a.results, a.wide)] if m],
-        "sharing": a.sharing, "causal": a.causal, "order": a.order, "plain": a.plain,
+        "sharing": a.sharing, "causal": a.diagonal, "order": a.order, "plain": a.plain,
         "scale": repr(float(a.scale)), "factor": repr(a.factor),
         "precision": f', input_precision="{PRECISION[a.precision]}"' if a.dtype == f32 else "",
         "narrow": "" if a.dtype == f32 else f".to({storage(a.dtype)})",
-        "places": {"k": _place(t, a.k), "v": _place(t, a.v)}, "run": text(_run(a, sizes)),
+        "places": {"k": _place(t, a.k), "v": _place(t, a.v)},
+        "run": "run" if a.past else text(_run(a, sizes)),
         "walks": {"k": _walk(t, a.k, keys), "v": _walk(t, a.v, keys)},
     }  # fmt: skip
     if a.mask is not None:
@@ -169,8 +186,8 @@ def _join(
     }  # fmt: skip
     return kernel(
         "attention_join", "attention_join", pointers=pointers, numbers=t.numbers,
-        schedule=Schedule(4, 1), grid=[product((a.batch, a.heads, a.rows))], comment=comment,
-        finish=indent(t.lines, 4), **holes,
+        schedule=Schedule(min(4, max(1, a.wide // LANES)), 1), comment=comment,
+        grid=[product((a.batch, a.heads, a.rows))], finish=indent(t.lines, 4), **holes,
     )  # fmt: skip
 
 
@@ -254,8 +271,16 @@ def _pieces(
 
 def _place(t: Tile, operand: Operand) -> str:
     """Where keys or values of a program's batch and head begin."""
-    batch, heads = (t.numbers.text(s) for s in operand.strides[:2])
+    batch, heads = (_factored(t, s) for s in operand.strides[:2])
     return f"batch * {batch} + shared * {heads}"
+
+
+def _factored(t: Tile, size: Dim) -> str:
+    """A size with what divides it apart, so that Triton sees how addresses are aligned."""
+    if isinstance(size, int):
+        return str(size)
+    factor, rest = sympy.sympify(size).primitive()
+    return f"{t.numbers.text(dim(rest))} * {factor}"
 
 
 def _walk(t: Tile, operand: Operand, keys: int) -> tuple[str, str, str]:

@@ -28,7 +28,7 @@ VECTORS = 32, 48  # the same of float32 products on vector units, whose factors 
 # (on vector units, results, rows, keys, warps): ptxas spills a few registers of these, though no
 # more than half of them are in use.
 SPILLED = {
-    "sm_90": {(True, 128, 64, 16, 8)},
+    "sm_90": {(True, 128, 64, 16, 8), (False, 256, 64, 128, 8)},
     "sm_100": {
         (False, 64, 128, 32, 4), (False, 64, 64, 32, 4), (False, 64, 16, 64, 2),
         (True, 128, 64, 16, 8),
@@ -120,7 +120,7 @@ def _seconds(
     turns, waves = ceil(programs / d.units), ceil(programs / (d.units * fit))
     together = min(fit, turns)
 
-    seen = _seen(a) if a.causal else 1.0
+    seen = _seen(a) if a.diagonal and not a.past else 1.0
     tiles = ceil(ceil(all_keys / keys) * min(1.0, seen + rows / max(1, all_keys)) / splits)
     products = 2 * rows * keys * size
     per_warp = rows / warps

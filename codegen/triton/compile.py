@@ -56,7 +56,8 @@ class Compiled:
     """What a compiler made of a kernel.
 
     assembly: PTX, or AMD's. binary: cubin or hsaco. shared: bytes of dynamic shared memory of a
-    block; scratch: bytes of global scratch memory a program wants.
+    block; scratch: bytes of global scratch memory a program wants. source: the text whose lines
+    the assembly names; comments of kernels that share an object may differ.
     """
 
     kernel: TritonKernel
@@ -66,6 +67,7 @@ class Compiled:
     shared: int
     warps: int
     scratch: int = 0
+    source: str = ""
 
     @property
     def threads(self) -> int:
@@ -110,7 +112,7 @@ def _compile(kernel: TritonKernel, to: Target) -> Compiled:
 def _read(folder: Path, facts: dict[str, Any], kernel: TritonKernel, to: Target) -> Compiled:
     return Compiled(
         kernel, to, (folder / "kernel.s").read_text(), (folder / "kernel.bin").read_bytes(),
-        facts["shared"], facts["warps"], facts["scratch"],
+        facts["shared"], facts["warps"], facts["scratch"], (folder / "kernel.py").read_text(),
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def blocks(rows: int, channels: int, along_channels: bool) -> Schedule:
 def depthwise(work: Products, schedule: Schedule, multiplier: int = 1) -> Made:
     """work: depth is the window's taps and a channel of one element; columns are the channels.
 
-    Pointers: the result, the picture, the weight, the leaves of what follows.
+    Pointers: the result, the picture, the weight, the leaves and samples of what follows.
     """
     p = Program(work, schedule)
     ((_, picture),) = work.left.leaves
@@ -56,8 +56,7 @@ def depthwise(work: Products, schedule: Schedule, multiplier: int = 1) -> Made:
     after = p.finish(["sum0"])
     pointers = [pointer("y", work.out.dtype, work.out.offset),
                 pointer("a0p", picture.dtype, picture.offset),
-                pointer("b0p", weight.dtype, weight.offset)]  # fmt: skip
-    pointers += [pointer(f"x{i}p", w.dtype, w.offset) for i, (_, w) in enumerate(work.leaves)]
+                pointer("b0p", weight.dtype, weight.offset), *p.pointers()]  # fmt: skip
     shape = p.blocks["rows"], p.blocks["columns"]
     return kernel(
         "depthwise", "depthwise", pointers=pointers, numbers=p.numbers, schedule=schedule,

@@ -6,7 +6,7 @@ whichever of channels and columns lie together; windows overlap in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,11 @@ class Window:
     maximum: bool = True
     divisor: int | None = None
     include_pad: bool = False
+
+    def within(self, axis: int, count: Dim, size: Dim) -> bool:
+        """Whether all of `count` windows along an axis are known to lie inside of a picture."""
+        last = (count - 1) * self.stride[axis] + (self.kernel[axis] - 1) * self.dilation[axis]
+        return self.padding[axis] == 0 and isinstance(last, int) and last < size
 
 
 class _Writer:
@@ -126,43 +131,73 @@ def _counted(name: str, start: str, kernel: int, size: str, pad: int, all: bool)
     return [*lines, f"{name} = tl.minimum(end, {size}) - tl.maximum({start}, 0)"]
 
 
-def interpolate(
-    image: Image, steps: Sequence[Any], *, linear: bool, corners: bool = False,
-    exact: bool = False, comment: Iterable[str] = (),
-) -> Made:  # fmt: skip
-    """steps: rows and columns of the operand for one of the result."""
+@dataclass(frozen=True)
+class Sampling:
+    """Where an enlarged picture lies in the one that it is made of, of height x width pixels.
+
+    steps: rows and columns of that one for one of the enlarged; a float, or known at a call.
+    """
+
+    height: Dim
+    width: Dim
+    steps: tuple[Any, Any]
+    linear: bool
+    corners: bool = False
+    exact: bool = False
+
+
+def interpolate(image: Image, how: Sampling, comment: Iterable[str] = ()) -> Made:
     w = _Writer(image)
-    for name, size, step in zip("hw", (image.height, image.width), steps, strict=True):
-        w.say(*_place(w, name, size, step, linear, corners, exact))
-    if not linear:
-        w.say(f"v = {w.pixel('h', 'w')}")
-        return w.made("interpolate", "v", comment)
-    for name, column in (("left", "w"), ("right", "w1")):
-        w.say(f"{name} = (1 - hs) * {w.pixel('h', column)} + hs * {w.pixel('h1', column)}")
-    w.say("v = (1 - ws) * left + ws * right")
+    places(w.tile, how, ("oh", "ow"), w.real)
+    w.say(*sampled(how, w.pixel))
     return w.made("interpolate", "v", comment)
 
 
+def places(tile: Tile, how: Sampling, at: tuple[str, str], real: str, stem: str = "") -> None:
+    """Emits what `sampled` reads at: h and w, and for linear sampling the next row and column, h1
+    and w1, with their shares hs and ws. at: variables of the pixel in the enlarged picture."""
+    for name, out, size, step in zip("hw", at, (how.height, how.width), how.steps, strict=True):
+        tile.lines += _place(tile, f"{stem}{name}", out, size, step, how, real)
+
+
+def sampled(
+    how: Sampling, pixel: Callable[[str, str], str], to: str = "v", stem: str = "", suffix: str = ""
+) -> list[str]:  # fmt: skip
+    """Statements that put the sample into `to`. pixel(row, column): the expression of an element.
+
+    suffix: gives what `places` emitted the shape of elements.
+    """
+    h, w = f"{stem}h", f"{stem}w"
+    if not how.linear:
+        return [f"{to} = {pixel(h, w)}"]
+    down, across = f"{h}s{suffix}", f"{w}s{suffix}"
+    lines = [
+        f"{to}{side} = (1 - {down}) * {pixel(h, column)} + {down} * {pixel(h + '1', column)}"
+        for side, column in (("_left", w), ("_right", f"{w}1"))
+    ]
+    return [*lines, f"{to} = (1 - {across}) * {to}_left + {across} * {to}_right"]
+
+
 def _place(
-    w: _Writer, name: str, size: Dim, step: Any, linear: bool, corners: bool, exact: bool
+    tile: Tile, name: str, out: str, size: Dim, step: Any, how: Sampling, real: str
 ) -> list[str]:
-    """Statements: `name` is the row or column that is read, `name`1 the next, `name`s its share."""
+    """`name` is the row or column that is read, `name`1 the next, `name`s its share."""
     known = isinstance(step, float)
-    text = repr(step) if known else f"({w.tile.numbers.scalar(step)}).to({w.real})"
-    at = f"o{name}.to({w.real})"
-    if linear and not corners:
+    text = repr(step) if known else f"({tile.numbers.scalar(step)}).to({real})"
+    at = f"{out}.to({real})"
+    if how.linear and not how.corners:
         source = f"fn.maximum({text} * ({at} + 0.5) - 0.5, 0.0)"
-    elif exact:
+    elif how.exact:
         source = f"({at} + 0.5) * {text}"
     else:
         source = f"{at} * {text}"
-    last = w.tile.numbers.text(size)
+    last = tile.numbers.text(size)
     lines = [f"{name}p = {source}",
              f"{name} = tl.minimum(fn.floor({name}p).to(tl.int32), {last} - 1)"]  # fmt: skip
-    if linear:
+    if how.linear:
         lines += [f"{name}1 = tl.minimum({name} + 1, {last} - 1)",
                   f"{name}s = fn.minimum(fn.maximum({name}p - {name}, 0.0), 1.0)"]  # fmt: skip
     return lines
 
 
-__all__ = ["Image", "Window", "interpolate", "pool"]
+__all__ = ["Image", "Sampling", "Window", "interpolate", "places", "pool", "sampled"]

@@ -8,6 +8,7 @@ from typing import Any
 from effc.codegen.cpp.loops import Nest
 from effc.ir import Op
 from effc.ir.symbols import Dim, product
+from effc.ir.types import i64
 
 from .kernel import Made, Schedule, cdiv, indent, kernel, power_of_two
 from .numbers import Numbers, is_wide
@@ -34,24 +35,55 @@ def pointwise(
     return loop_nest(nest, leaves, len(outputs), body, offsets=offsets, kind=kind, comment=comment)
 
 
+def update(nest: Nest, last: Dim, step: Dim, *, offsets: Sequence[Dim] = (),
+           comment: Iterable[str] = ()) -> Made:  # fmt: skip
+    """A copy (as `pointwise` makes one) to a place known at the call.
+
+    The kernel's pointers are result, operand, the error word, and the number of steps from the
+    result's address to the place; more than `last` of them, or fewer than 0, set the error word.
+    """
+
+    def body(t: Tile, axes: Sequence[Axis]) -> list[Element]:
+        return [t.values["new"]]
+
+    return loop_nest(
+        nest, ["new"], 1, body, offsets=offsets, kind="update", comment=comment, start=(last, step)
+    )
+
+
 def loop_nest(
     nest: Nest, leaves: Sequence[Any], outs: int,
     body: Callable[[Tile, Sequence[Axis]], list[Element]], *,
     offsets: Sequence[Dim] = (), kind: str, comment: Iterable[str] = (),
+    start: tuple[Dim, Dim] | None = None,
 ) -> Made:  # fmt: skip
-    """A nest whose statements `body` makes, once every leaf is loaded; it gives what to store."""
+    """A nest whose statements `body` makes, once every leaf is loaded; it gives what to store.
+
+    start: where the first result begins is read when the kernel runs; see `update`.
+    """
     nest = nest.at_least(1)
     tile = Tile(Numbers())
     rows = _crossing(nest)
     axes, schedule, grid = _linear(tile, nest) if rows is None else _square(tile, nest, rows)
     names = [f"y{i}" for i in range(outs)] + [f"x{i}" for i in range(len(leaves))]
     places = list(zip(names, nest.operands, strict=True))
+    if start is not None:
+        last, step = map(tile.numbers.text, start)
+        tile.when = "fits"
+        tile.lines += [
+            "at = tl.load(start)",
+            f"fits = (at >= 0) & (at <= {last})",
+            "tl.store(error, 1, mask=fits == 0)",
+            f"y0 += at * {step}",
+        ]
     for leaf, (name, operand) in zip(leaves, places[outs:], strict=True):
         tile.load(leaf, name, operand, axes)
     for (name, operand), value in zip(places[:outs], body(tile, axes), strict=True):
         tile.store(name, operand, axes, value)
     shifts = [*offsets, *(0 for _ in names[len(offsets) :])]
     pointers = [pointer(n, o.dtype, s) for (n, o), s in zip(places, shifts, strict=True)]
+    if start is not None:
+        pointers += [pointer("error", i64), pointer("start", i64)]
     return kernel(
         kind, "pointwise", pointers=pointers, numbers=tile.numbers, schedule=schedule, grid=[grid],
         comment=comment, body=indent(tile.lines, 4),
@@ -113,4 +145,4 @@ def _square(tile: Tile, nest: Nest, rows: int) -> tuple[list[Axis], Schedule, Di
     return axes, Schedule(8, 2), grid
 
 
-__all__ = ["loop_nest", "pointwise"]
+__all__ = ["loop_nest", "pointwise", "update"]

@@ -11,7 +11,7 @@ equal steps is indexed by the group's flat index; the axes of another are split 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from effc.codegen.cpp.loops import Nest
@@ -19,7 +19,9 @@ from effc.ir import DType, Op
 from effc.ir.symbols import Dim, product
 from effc.ir.types import f32, f64
 
-from .kernel import Made, Schedule, cdiv, indent, kernel
+from .image import Sampling, places, sampled
+from .image import Window as Pooling
+from .kernel import Made, Pointer, Schedule, cdiv, indent, kernel, power_of_two
 from .numbers import Numbers, is_wide
 from .pointwise import loop_nest
 from .scalar import register, storage
@@ -66,17 +68,56 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Pooled:
+    """A picture whose windows are pooled on the way to a factor. sizes: of that picture."""
+
+    window: Pooling
+    sizes: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
 class Factor:
-    """The left factor: values that are loaded, and pointwise nodes on the way to the factor."""
+    """The left factor: values that are loaded, and pointwise nodes on the way to the factor.
+
+    pooled: the one leaf is the picture before pooling.
+    """
 
     value: Any
     leaves: tuple[tuple[Any, Walk], ...]
     nodes: tuple[Op, ...] = ()
+    pooled: Pooled | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture that is enlarged where what follows reads it. value: what it is enlarged to.
+
+    rows of its walk: strides of [images, *spatial] in its own memory.
+    """
+
+    value: Any
+    walk: Walk
+    how: Sampling
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The first of two products: what its sums become is the left factor of the second one, whole
+    in a tile, in the type of the factors. right: the second one's, `columns` wide."""
+
+    right: Walk
+    columns: int
+    leaves: tuple[tuple[Any, Walk], ...]
+    samples: tuple[Sample, ...]
+    after: After
 
 
 @dataclass(frozen=True)
 class Products:
-    """One kernel's work: a sum for each of `rights`, all over the same left factor."""
+    """One kernel's work: a sum for each of `rights`, all over the same left factor.
+
+    chain: there are two products, the first over `space`; what is stored is the second one's.
+    """
 
     space: Space
     left: Factor
@@ -87,7 +128,9 @@ class Products:
     dtype: DType  # of the factors
     precision: str = "highest"  # of float32 products
     window: Window | None = None
+    samples: tuple[Sample, ...] = ()
     comment: tuple[str, ...] = ()
+    chain: Chain | None = None
 
 
 PRECISION = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
@@ -238,16 +281,25 @@ class Program:
 
     def factor(
         self, name: str, pointer: str, operand: Operand, axes: Sequence[Axis],
-        sides: tuple[str, str],
+        sides: tuple[str, str], masks: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """Load a block as tl.dot takes it: whole, in the type that it has in memory."""
-        address, mask = self.inner.place(pointer, operand, axes)
+        """Load a block as tl.dot takes it: whole, in the type that it has in memory.
+
+        masks: hold also along axes where the operand stands still.
+        """
+        self.block(self.inner, name, pointer, operand, axes, [self.blocks[s] for s in sides], masks)
+
+    def block(
+        self, t: Tile, name: str, pointer: str, operand: Operand, axes: Sequence[Axis],
+        sides: Sequence[int], masks: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        address, mask = t.place(pointer, operand, axes)
+        mask = self.all_of([mask, *masks])
         if not all(side in address for side in ("[:, None]", "[None, :]")):
             # Of the addresses: Triton 3.9 fails to compile a product of broadcast elements.
-            shape = ", ".join(str(self.blocks[s]) for s in sides)
-            address = f"tl.broadcast_to({address}, ({shape}))"
+            address = f"tl.broadcast_to({address}, ({', '.join(map(str, sides))}))"
         given = f", mask={mask}, other=0.0" if mask else ""
-        self.inner.lines.append(f"{name} = tl.load({address}{given})")
+        t.lines.append(f"{name} = tl.load({address}{given})")
 
     def depth_groups(self) -> Callable[[str], Callable[[Walk], list[tuple[_Group, Strides]]]]:
         """Emits this step's indices of depth; gives the groups of a factor that lies along it."""
@@ -299,8 +351,13 @@ class Program:
                     more, steps = group.axes(own)
                     axes, strides = axes + more, strides + steps
             operand = Operand(walk.dtype, tuple(strides))
+            # What is beside a picture is 0, also of one that is the same all along a side.
+            always = [a.mask for a in axes] if self.work.window else []
+            if factor.pooled is not None:
+                self.pooled(f"a{i}p", operand, axes, factor.pooled, always)
+                return
             if not factor.nodes:
-                self.factor("a", f"a{i}p", operand, axes, sides)
+                self.factor("a", f"a{i}p", operand, axes, sides, always)
                 return
             self.inner.load(leaf, f"a{i}p", operand, axes)
             masks.append(self.inner.place("", operand, axes)[1])
@@ -308,10 +365,50 @@ class Program:
             self.inner.add(node)
         shape = ", ".join(str(self.blocks[s]) for s in sides)
         text = f"tl.broadcast_to({self.inner.values[factor.value][0]}, ({shape}))"
-        if mask := self.all_of(masks):  # an op need not give 0 where nothing was loaded
+        self.computed(text, masks)
+
+    def computed(self, text: str, masks: Sequence[str]) -> None:
+        """The left factor is an expression, and 0 outside of the masks: an op need not give 0 where
+        nothing was loaded."""
+        if mask := self.all_of(masks):
             text = f"tl.where({mask}, {text}, 0.0)"
         text += f".to({storage(self.work.dtype)})" if self.work.dtype.bits == 16 else ""
         self.inner.lines.append(f"a = {text}")
+
+    def pooled(
+        self, pointer: str, operand: Operand, axes: Sequence[Axis], pooled: Pooled,
+        masks: Sequence[str],
+    ) -> None:  # fmt: skip
+        """The left factor is pooled as it is loaded."""
+        assert self.work.window is not None
+        t, w, axes = self.inner, pooled.window, list(axes)
+        first = len(axes) - 1 - len(pooled.sizes)  # pixels come before the channels
+        suffix = "[:, None]" if self.by_tap else ""
+        lines, bounds = [], []
+        for d, size in enumerate(pooled.sizes):
+            at = f"from{d}"
+            tap = f"{'rs'[d]} * {w.dilation[d]} - {w.padding[d]}"
+            lines.append(f"{at} = at{d} * {w.stride[d]} + ({tap})")
+            if not w.within(d, self.work.window.sizes[d], size):
+                bounds.append(f"(({at} >= 0) & ({at} < {self.text(size)})){suffix}")
+            axes[first + d] = Axis(at + suffix, size, axes[first + d].mask)
+        start = 'float("-inf")' if w.maximum else "0.0"
+        address, mask = t.place(pointer, operand, axes)
+        mask = self.all_of([mask, *masks, *bounds])
+        given = f", mask={mask}, other={start}" if mask else ""
+        real = register(operand.dtype)
+        lines.append(f"x = tl.load({address}{given}).to({real})")
+        lines.append(f"window = {'fn.maximum(window, x)' if w.maximum else 'window + x'}")
+        shape = ", ".join(str(self.blocks[side]) for side in ("rows", "depth"))
+        down, across = w.kernel
+        t.lines += [
+            f"window = tl.full(({shape}), {start}, {real})",
+            f"for r in tl.static_range({down}):",
+            f"    for s in tl.static_range({across}):",
+            *(f"        {line}" for line in lines),
+        ]
+        mean = f"fn.div(window, {w.divisor or down * across}.0)"
+        self.computed("window" if w.maximum else mean, masks)
 
     def all_of(self, masks: Sequence[str]) -> str:
         parts = [p for m in masks for p in m.split(" & ") if p]
@@ -343,9 +440,6 @@ class Program:
         deep = mask + "[None, :]" if any(line.startswith(f"{mask} =") for line in lines) else ""
         axes.append(Axis(f"{channel}[None, :]", self.work.space.depth[-1], deep))
         strides.append(walk.depth[-1])
-        # The rows' mask and the depth's hold for every axis; a stride of 0 must not lose them.
-        if self.rows.mask and walk.rows[0] == 0:
-            axes[len(axes) - 2] = _also(axes[len(axes) - 2], f"{self.rows.mask}[:, None]")
         return axes, strides
 
     # -------------------------------------------------------------- what follows
@@ -365,12 +459,78 @@ class Program:
         if self.blocks["splits"] > 1:
             self.parts(sums, kept)
             return t.lines
-        for i, (leaf, walk) in enumerate(work.leaves):
-            operand, axes = self.spread(walk)
-            t.load(leaf, f"x{i}p", operand, axes)
+        if work.chain is not None:
+            sums = [self.chained(sums, work.chain)]
+        self.read("x", work.leaves, "s", work.samples)
         result = work.after(t, [(s, kept) for s in sums])
         t.store("y", *self.stored(work.out), result)
         return t.lines
+
+    def read(
+        self, stem: str, leaves: Sequence[tuple[Any, Walk]], other: str, samples: Sequence[Sample]
+    ) -> None:  # fmt: skip
+        for i, (leaf, walk) in enumerate(leaves):
+            self.outer.load(leaf, f"{stem}{i}p", *self.spread(walk))
+        for i, sample in enumerate(samples):
+            self.sample(f"{other}{i}", sample)
+
+    def chained(self, sums: Sequence[str], chain: Chain) -> str:
+        """The second product; from then on its columns are those of the tile."""
+        t, deep, lines = self.outer, self.blocks["columns"], self.place.lines
+        assert self.across == 1, "the second product sums over all columns of the first"
+        self.read("m", chain.leaves, "t", chain.samples)
+        middle, _ = chain.after(t, [(s, accumulator(self.work.dtype)) for s in sums])
+        columns, depth = self.columns, replace(self.columns, suffix="[:, None]")
+        if columns.mask:  # an op need not give 0 where nothing was summed
+            middle = f"tl.where({columns.mask}{columns.suffix}, {middle}, 0.0)"
+        block = max(16, power_of_two(chain.columns))
+        lines.append(f"o = tl.arange(0, {block})")
+        mask = "o_in" if chain.columns % block else ""
+        if mask:
+            lines.append(f"{mask} = o < {chain.columns}")
+        self.columns = _Group(self.place, "o", (chain.columns,), mask, "[None, :]")
+        self.total["columns"] = chain.columns
+        self.blocks = self.blocks | {"columns": block}
+        axes, strides = depth.axes(chain.right.depth)
+        more, steps = self.columns.axes(chain.right.columns)
+        operand = Operand(chain.right.dtype, (*strides, *steps))
+        self.block(t, "c0", "c0p", operand, [*axes, *more], [deep, block])
+        narrow = storage(self.work.dtype)
+        kept = register(accumulator(self.work.dtype))
+        t.lines.append(f"left = ({middle}).to({narrow})")
+        t.lines.append(f"total = tl.dot(left, c0, out_dtype={kept})")
+        return "total"
+
+    def sample(self, name: str, sample: Sample) -> None:
+        """A value that lies between the pixels of a picture, as `interpolate` computes it."""
+        t, how, walk = self.outer, sample.how, sample.walk
+        real, down = register(walk.dtype), self.rows.suffix
+        image, *at = self.rows.split(self.work.space.rows)
+        places(t, how, (at[0], at[1]), real, name)
+        axes, strides = self.batch.axes(walk.batch)
+        more, steps = self.columns.axes(walk.columns)
+        inside = self.rows.mask and self.rows.mask + down
+        operand = Operand(walk.dtype, (*strides, *steps, *walk.rows))
+
+        def pixel(row: str, column: str) -> str:
+            sizes = (self.work.space.rows[0], how.height, how.width)
+            own = (Axis(n + down, s, inside) for n, s in zip((image, row, column), sizes))
+            return t.read(f"{name}p", operand, [*axes, *more, *own])
+
+        t.lines += sampled(how, pixel, name, name, down)
+        t.values[sample.value] = name, walk.dtype
+
+    def pointers(self) -> list[Pointer]:
+        """Of what follows, behind those of the factors: of a chain its right factor, leaves and
+        samples; then the leaves and samples of what is stored."""
+        named: list[tuple[str, Walk]] = []
+        if (chain := self.work.chain) is not None:
+            named.append(("c0p", chain.right))
+            named += [(f"m{i}p", w) for i, (_, w) in enumerate(chain.leaves)]
+            named += [(f"t{i}p", s.walk) for i, s in enumerate(chain.samples)]
+        named += [(f"x{i}p", w) for i, (_, w) in enumerate(self.work.leaves)]
+        named += [(f"s{i}p", s.walk) for i, s in enumerate(self.work.samples)]
+        return [pointer(name, w.dtype, w.offset) for name, w in named]
 
     def stored(self, walk: Walk) -> tuple[Operand, list[Axis]]:
         """Where results go: along both sides of the tile, if it holds more than one of a side."""
@@ -394,10 +554,6 @@ class Program:
         return _part(self.work.space, accumulator(self.work.dtype))
 
 
-def _also(axis: Axis, mask: str) -> Axis:
-    return Axis(axis.index, axis.size, f"{axis.mask} & {mask}" if axis.mask else mask)
-
-
 def _part(space: Space, dtype: DType) -> tuple[Dim, Walk]:
     """Elements of one part's sums, and how they lie."""
     sizes = (*space.batch, *space.rows, *space.columns)
@@ -413,13 +569,13 @@ def _part(space: Space, dtype: DType) -> tuple[Dim, Walk]:
 
 def products(work: Products, schedule: Schedule, kind: str = "product") -> Made:
     """The kernel: pointers are those of the result (or of the parts), of the left factor's leaves,
-    of the right factors, and of the leaves of what follows (not where depth is split)."""
+    of the right factors, of the leaves and samples of what follows (not where depth is split)."""
     p = Program(work, schedule)
     sums = [f"sum{i}" for i in range(len(work.rights))]
     first, last = p.steps()
     load = p.loads()
-    after = p.finish(sums)
     blocks, split = p.blocks, p.blocks["splits"] > 1
+    after = p.finish(sums)
     kept = accumulator(work.dtype)
     how = [f'input_precision="{PRECISION[work.precision]}"'] if work.dtype == f32 else []
     how += [f"out_dtype={register(kept)}"]
@@ -428,7 +584,7 @@ def products(work: Products, schedule: Schedule, kind: str = "product") -> Made:
     pointers += [pointer(f"a{i}p", w.dtype, w.offset) for i, (_, w) in enumerate(work.left.leaves)]
     pointers += [pointer(f"b{i}p", w.dtype, w.offset) for i, w in enumerate(work.rights)]
     if not split:
-        pointers += [pointer(f"x{i}p", w.dtype, w.offset) for i, (_, w) in enumerate(work.leaves)]
+        pointers += p.pointers()
     persistent = blocks["programs"] > 0
     grid: Dim = p.programs
     if persistent:
@@ -479,5 +635,6 @@ def _all(space: Space, w: Walk) -> Strides:
 
 
 __all__ = [
-    "Factor", "Products", "Program", "Space", "Walk", "Window", "accumulator", "joined", "products",
+    "Chain", "Factor", "Pooled", "Pooling", "Products", "Program", "Sample", "Space", "Walk",
+    "Window", "accumulator", "joined", "products",
 ]  # fmt: skip

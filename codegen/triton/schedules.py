@@ -19,12 +19,15 @@ from math import ceil
 
 from effc.ir import UnsupportedError
 
+from ..gpu.devices import Device as Sheet
+from ..gpu.devices import device as sheet_of
 from .kernel import Schedule, power_of_two
 
 
 @dataclass(frozen=True)
 class Device:
-    """Facts of a GPU. units: SMs or CUs. shared: bytes that a program may have. lanes: of a warp.
+    """What the model takes of a GPU's sheet in codegen/gpu/devices.py. units: SMs or CUs. shared:
+    bytes that a program may have. lanes: of a warp.
 
     peak: FLOP/s by kind of product that it has. bandwidth, l2: bytes/s of memory, of the L2 cache.
     """
@@ -41,27 +44,24 @@ class Device:
     latency: float = 7e-7  # seconds from a load to its arrival, under load
     launch: float = 4e-6  # seconds between the begins of two launches
 
+    @staticmethod
+    def of(sheet: Sheet) -> Device:
+        """What the model takes of a device's data sheet."""
+        backend, _, arch = sheet.target.partition(":")
+        peak = {kind: sheet.peak[kind] for kind in ("f16", "bf16", "tf32", "f32", "f64")}
+        if backend == "cuda":  # Triton makes a product of three for NVIDIA's tensor cores only
+            peak["tf32x3"] = peak["tf32"] / 3
+        limits = sheet.limits
+        return Device(
+            arch, sheet.units, limits.shared_block, limits.warp, peak, sheet.bandwidth,
+            sheet.l2_bandwidth, registers=limits.registers,
+        )  # fmt: skip
 
-def _peak(f16: float, tf32: float, f32: float, f64: float, parts: int = 3) -> dict[str, float]:
-    kinds = {
-        "f16": f16,
-        "bf16": f16,
-        "tf32": tf32,
-        "tf32x3": parts and tf32 / parts,
-        "f32": f32,
-        "f64": f64,
-    }
-    return {name: tera * 1e12 for name, tera in kinds.items() if tera}
 
-
-# From the makers' data sheets; dense products, without sparsity.
-SM_80 = Device("sm_80", 108, 163 << 10, 32, _peak(312, 156, 19.5, 19.5), 1.9e12, 5e12)
-SM_90 = Device("sm_90", 132, 227 << 10, 32, _peak(989, 494, 67, 67), 3.35e12, 8e12)
-SM_100 = Device("sm_100", 148, 227 << 10, 32, _peak(2250, 1100, 75, 37), 8e12, 14e12)
-GFX942 = Device("gfx942", 304, 64 << 10, 64, _peak(1307, 653, 163, 163, 0), 5.3e12, 10e12,
-                registers=131072)  # fmt: skip
+TARGETS = ("cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "hip:gfx942")
+SM_80, SM_90, SM_100, GFX942 = (Device.of(sheet_of(name)) for name in TARGETS)
 # What fits everywhere: a plan that is not made for one of them takes it.
-ANY = Device("any", 108, 64 << 10, 32, _peak(312, 156, 19.5, 9.7), 1.9e12, 5e12)
+ANY = replace(SM_80, name="any", shared=64 << 10)
 DEVICES = {d.name: d for d in (ANY, SM_80, SM_90, SM_100, GFX942)}
 
 
@@ -71,7 +71,9 @@ class Problem:
 
     deep: sizes of depth without the taps of a window. sums: right factors over the same left one.
     prepared: the left factor is computed from what is loaded. reads: elements of the result's
-    shape that what follows loads.
+    shape that what follows loads. samples: of small pictures, between whose pixels it reads.
+    pooled: elements that each one of the left factor is pooled from. chained: columns of a second
+    product, whose left factor is what the tiles of this one become.
     """
 
     batch: int
@@ -84,6 +86,9 @@ class Problem:
     prepared: bool = False
     reads: int = 0
     may_split: bool = True
+    samples: int = 0
+    pooled: int = 1
+    chained: int = 0
 
     @property
     def bytes(self) -> int:
@@ -138,12 +143,17 @@ LOOPING = 4  # of the best schedules are there with programs that loop over tile
 def _tiles(p: Problem) -> Iterator[dict[str, int]]:
     tall = [s for s in SIDES if s <= max(16, power_of_two(p.rows))]
     broad = [s for s in SIDES if s <= max(16, power_of_two(p.columns))]
+    if p.chained:
+        broad = broad[-1:]
     flats = (0, 1) if p.taps > 1 and p.deep <= 16 else (0,)
+    # Elements to be pooled come through registers: in shared memory each would have a place.
+    ahead = (2, 3, 4) if p.pooled == 1 else (1,)
     for flat in flats:
         whole = p.deep * p.taps if flat else p.deep
-        deep = [d for d in DEPTHS if d <= max(16, power_of_two(whole))]
+        least = 32 if p.bytes == 2 else 16
+        deep = [d for d in DEPTHS if least <= d <= max(least, power_of_two(whole))]
         for rows, columns, depth in pairs(tall, broad, deep):
-            for warps, stages, splits in pairs((1, 2, 4, 8), (2, 3, 4), SPLITS):
+            for warps, stages, splits in pairs((1, 2, 4, 8), ahead, SPLITS):
                 yield {
                     "rows": rows, "columns": columns, "depth": depth, "flat": flat, "dot": 1,
                     "warps": warps, "stages": stages, "splits": splits, "programs": 0,
@@ -151,7 +161,7 @@ def _tiles(p: Problem) -> Iterator[dict[str, int]]:
 
 
 def _lanes(p: Problem) -> Iterator[dict[str, int]]:
-    if p.rows > FEW or p.taps > 1 or p.kind == "f64":
+    if p.rows > FEW or p.taps > 1 or p.pooled > 1 or p.kind == "f64":
         return
     rows = power_of_two(p.rows)
     for columns, depth, warps, splits in pairs((1, 2, 4, 8, 16), (128, 256, 512), (2, 4), SPLITS):
@@ -176,6 +186,7 @@ def _choice(p: Problem, s: dict[str, int], d: Device) -> Choice | None:
 SUMS = 64  # registers of a thread that sums may take: more spill with an epilogue beside them
 # Fragments of both factors may be held for all of the depth of a step.
 DEEPEST = {"f32": 16, "f64": 32, "tf32x3": 32, "tf32": 64}
+POOLED = 4  # elements that a thread pools at once: each has all of its window's on the way to it
 LIVE = 128  # and with what an epilogue holds of the result's shape
 
 
@@ -189,11 +200,15 @@ def _held(p: Problem, s: dict[str, int], d: Device) -> tuple[int, int] | None:
         if sums > 32 or columns * depth < 8 * threads:
             return None
         return 1024, int(sums + loaded) + 32
-    if not (256 if s["warps"] == 1 else 512) <= rows * columns // s["warps"] <= 4096:
+    least = 32 if p.pooled > 1 else 256 if s["warps"] == 1 else 512
+    broad = max(columns, p.chained and _side(p.chained))
+    if not least <= rows * broad // s["warps"] <= 4096:
         return None
     if s["splits"] > 1 and (not p.may_split or _programs(p, s) >= 2 * d.units):
         return None
     sums = rows * columns * p.sums * (2 if p.kind == "f64" else 1) // threads
+    if p.chained:
+        sums += rows * _side(p.chained) // threads
     staged = (rows + columns * p.sums) * depth * p.bytes
     if staged * s["stages"] > d.shared_of_all or staged * (s["stages"] - 1) > d.shared:
         return None
@@ -201,7 +216,7 @@ def _held(p: Problem, s: dict[str, int], d: Device) -> tuple[int, int] | None:
         16 if p.vectors else 32 if p.kind in ("f64", "tf32x3") else 64 if p.bytes > 2 else 128
     ):
         return None  # fragments of both factors for all of the depth may be held at once
-    if depth < 32 and p.bytes == 2:
+    if p.pooled > 1 and rows * depth > POOLED * threads:
         return None
     if rows >= 64 and not p.vectors and s["warps"] < 4:
         return None  # the widest instructions are those of four warps
@@ -211,7 +226,8 @@ def _held(p: Problem, s: dict[str, int], d: Device) -> tuple[int, int] | None:
     if p.vectors and sums > 16 and s["warps"] == 2:
         return None  # ptxas gives two warps 96 registers for the sake of occupancy, and spills
     fragments = (rows + columns * p.sums) * min(depth, 16) * p.bytes // 4 // d.lanes // 2
-    return staged * (s["stages"] - 1), sums + min(64, fragments) + 40
+    samples = 2 * sums * min(p.samples, 1)
+    return staged * (s["stages"] - 1), sums + samples + min(64, fragments) + 40
 
 
 def _programs(p: Problem, s: dict[str, int]) -> int:
@@ -239,11 +255,14 @@ def _seconds(
         rate = d.peak[p.kind] / d.units * _share(p, s, together)
     else:
         rate = d.peak["f32"] / d.units / 2
+    if p.chained:
+        work += 2 * rows * columns * _side(p.chained)
     compute = turns * work / rate
     moved = (rows + columns * p.sums) * depth * p.bytes * steps
+    moved += columns * p.chained * p.bytes
     near = turns * moved * d.units / d.l2
     once = p.batch * (p.rows + p.columns * p.sums) * whole / p.taps * p.bytes
-    stored = p.batch * p.rows * p.columns * p.bytes
+    stored = p.batch * p.rows * (p.chained or p.columns) * p.bytes
     far = (once + stored * (1 + p.reads)) / d.bandwidth
     far *= max(1.0, 0.8 * d.units / min(programs, d.units))  # few programs do not fill the lines
     # A step waits for loads begun `stages - 1` steps before; programs side by side share the wait.
@@ -256,6 +275,8 @@ def _seconds(
     seconds = most + REST * (sum(parts.values()) - parts[bound]) + waves * d.latency + d.launch
     if wait > parts[bound]:
         bound = "latency"
+    if p.pooled > 1:  # nothing else goes on meanwhile
+        seconds += turns * rows * depth * p.bytes * steps * p.pooled / FIRST_CACHE
     if p.prepared:
         seconds += compute * 0.5 * 128 / columns
     if s["splits"] > 1:
@@ -265,7 +286,13 @@ def _seconds(
     return seconds, f"{tiles}, {fit} a unit, bound by {bound}"
 
 
+def _side(size: int) -> int:
+    """The side of a tile that holds all."""
+    return max(16, power_of_two(size))
+
+
 REST = 0.15
+FIRST_CACHE = 1.8e11  # bytes/s of a unit: 128 a cycle
 
 
 def _share(p: Problem, s: dict[str, int], together: int) -> float:

@@ -35,11 +35,13 @@ Element = tuple[str, DType]  # a variable, and the element type that it stands f
 
 @dataclass
 class Tile:
-    """Collects the statements of a program."""
+    """Collects the statements of a program. when: a condition of the program's; else it stores
+    nothing."""
 
     numbers: Numbers
     lines: list[str] = field(default_factory=list)
     values: dict[Any, Element] = field(default_factory=dict)
+    when: str = ""
 
     def let(self, dtype: DType, text: str, stem: str = "v") -> Element:
         """A variable of its own for an expression."""
@@ -79,7 +81,8 @@ class Tile:
 
     def store(self, pointer: str, operand: Operand, axes: Sequence[Axis], value: Element) -> None:
         """Write elements; an operand that stands still along an axis must not vary there."""
-        address, mask = self.place(pointer, operand, axes)
+        address, inside = self.place(pointer, operand, axes)
+        mask = " & ".join(m for m in (inside, self.when) if m)
         given = [f"mask={mask}"] if mask else []
         text = convert(value[0], value[1], operand.dtype)
         self.lines.append(f"tl.store({', '.join([address, text, *given])})")

@@ -105,6 +105,30 @@ def graph(x: T[13, 2083], w: T[2083]):
     assert clean(recorder, tmp_path) == 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_a_step_of_decoding(dtype, monkeypatch, tmp_path) -> None:
+    """Few rows and odd sizes; a cache that is full, and read by as many queries as a step has and by
+    those of a prompt."""
+    graph = parse(
+        """
+def graph(x: T[3, 37], w: T[53, 37], v: T[37, 53], q: T[1, 6, 1, 11], r: T[1, 6, 29, 11], k: State[T[1, 2, 71, 11]], new: T[1, 2, 1, 11], last: i64[()], early: i64[()]):
+    y0 = linear(x, w)
+    y1 = matmul(x, v)
+    k0 = update(k, new, last, dim=2)
+    y2 = attention(q, k0, k0, causal=True, gqa=True, past=last)
+    y3 = attention(r, k0, k0, causal=True, gqa=True, past=early)
+    return y0, y1, y2, y3, k0
+""".replace("T[", f"{dtype}[")
+    )
+    monkeypatch.setattr("effc.backends.cpu.products._instructions", lambda dtype: False)
+    recorder = replay.Recorder(monkeypatch)
+    inputs = [torch.randn(i.of.shape).to(i.of.dtype.torch) for i in graph.inputs]
+    inputs[-2:] = torch.tensor(70), torch.tensor(42)
+    find_backend("cpu").compile(graph).bind()(inputs)
+    assert clean(recorder, tmp_path) == 5
+
+
 def test_a_write_behind_the_end_is_seen(monkeypatch, tmp_path) -> None:
     """The check can fail: a kernel told of one row too many."""
     graph = parse(

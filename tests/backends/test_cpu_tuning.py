@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 
 import effc
 from effc.backends import find_backend
-from effc.backends.cpu import features, tuning
+from effc.backends.cpu import features
+from effc.backends.cpu import tuning as cpu
 from effc.backends.cpu.features import CpuFeatures, detect
-from effc.backends.cpu.tuning import Database, Problem, Schedule, Schedules, prune, race
+from effc.backends.cpu.tuning import Database, Problem, Schedule
+from effc.backends.plan import tuning
+from effc.backends.plan.tuning import Schedules, prune, race
 from effc.codegen.cpp.products import F32, core
 from effc.doctor import Finding, examine
 from effc.ir import Graph, parse
@@ -245,9 +248,9 @@ def test_all_that_decides_times_is_in_the_key(monkeypatch) -> None:
     ]  # fmt: skip
     changed = replace(core("linear"), body=core("linear").body + "\n")
     keys.append(key(schedules=[replace(s, core=changed) for s in ALL]))
-    monkeypatch.setattr(tuning, "header_digest", lambda: "another")
+    monkeypatch.setattr(cpu, "header_digest", lambda: "another")
     keys.append(key())
-    monkeypatch.setattr(tuning, "find_toolchain", lambda: None)
+    monkeypatch.setattr(cpu, "find_toolchain", lambda: None)
     keys.append(key())
     assert len(set(keys)) == len(keys)
     assert key() == keys[-1]
@@ -302,7 +305,7 @@ def measured(monkeypatch) -> list[dict[str, float]]:
         races.append({name: 0.001 if name == "direct" else 0.002 for name in runs})
         return races[-1]
 
-    monkeypatch.setattr(tuning, "race", fake)
+    monkeypatch.setattr(cpu, "race", fake)
     monkeypatch.setattr(tuning, "FACTOR", 100.0)
     return races
 
@@ -341,7 +344,7 @@ def test_an_interrupt_keeps_what_was_measured(monkeypatch) -> None:
         done.append(runs)
         return dict.fromkeys(runs, 0.5)
 
-    monkeypatch.setattr(tuning, "race", interrupted)
+    monkeypatch.setattr(cpu, "race", interrupted)
     two = parse(
         """
 def graph(x: f32[1, 16, 24, 24] @ channels_last):
@@ -405,7 +408,7 @@ def test_an_artefact_of_the_cost_model_ignores_the_database(measured, tmp_path) 
 def test_doctor_says_where_the_times_are(folder) -> None:
     Database(1).add(PROBLEM, ALL, {"plain": 0.001})
     (found,) = (f for f in examine() if f.name == "schedules")
-    assert found == Finding("schedules", "ok", f"{folder}/v1/schedules, products timed: 1")
+    assert found == Finding("schedules", "ok", f"{folder}/v1/schedules, problems timed: 1")
 
 
 def test_the_report_says_what_was_picked_and_why(tuned_model) -> None:

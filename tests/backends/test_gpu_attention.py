@@ -6,6 +6,7 @@ import re
 from functools import lru_cache
 
 import pytest
+import sympy
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -131,8 +132,10 @@ def test_few_queries_split_the_keys(batch, keys) -> None:
 
 
 def test_what_follows_is_computed_on_the_sums() -> None:
+    # Few queries, of which a call may have some or many, have launches of their own.
+    names = ["attention_parts", "attention_join", "attention"]
     for queries, keys in ((1, 1), (37, 65), (0, 5)):
-        assert followed(FOLLOWED, 2, queries, keys) == ["attention"]
+        assert followed(FOLLOWED, 2, queries, keys) == names
 
 
 def test_the_longest_program_and_the_result_in_torchs_order() -> None:
@@ -196,6 +199,111 @@ def graph(q: {t}[{lead}3, {d}], k: {t}[{lead}4, {d}], v: {t}[{lead}4, 8]):
         node = parse(text.format(**what)).outputs[0]
         answer = lowering.check(node)
         assert not answer and reason in str(answer)
+
+
+# ------------------------------------------------------------------ over a cache
+
+CACHED = """
+def graph(q: {t}[B, 6, {n}, 24], k: {t}[B, 2, C, 24], v: {t}[B, 2, C, 20], {m}p: i64[()]):
+    y0 = attention(q, k, v, {given}causal={causal}, gqa=True, past=p)
+    return y0,
+"""
+
+
+def cache(batch: int, capacity: int, past: int, new: int, dtype, seed: int):
+    """q, k and v, where nothing but what must be read is a number."""
+    q = random(batch, 6, new, 24, dtype=dtype, seed=seed)
+    k = random(batch, 2, capacity, 24, dtype=dtype, seed=seed + 1)
+    v = random(batch, 2, capacity, 20, dtype=dtype, seed=seed + 2)
+    k[:, :, past + new :] = v[:, :, past + new :] = torch.nan
+    return q, k, v
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 2), st.integers(0, 150), st.integers(0, 60), st.integers(0, 9))
+@example(1, 0, 0, 0)
+@example(1, 63, 0, 1)
+@example(2, 64, 1, 2)
+@example(1, 2047, 3, 3)
+def test_one_query_over_a_cache(batch, past, spare, seed) -> None:
+    """Parts of the keys there are, joined; any number of keys is one plan, and one launch's sizes."""
+    source = CACHED.format(t="f16", n=1, m="", given="", causal=True)
+    inputs = cache(batch, past + 1 + spare, past, 1, torch.float16, seed)
+    executable, (first,) = check(source, *inputs, torch.tensor(past))
+    assert kernels(executable) == ["attention_parts", "attention_join"]
+    assert torch.equal(first, check(source, *inputs, torch.tensor(past))[1][0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2), st.integers(0, 90), st.integers(0, 40), st.integers(0, 60))
+@example(1, 0, 1, 0)
+@example(1, 17, 0, 3)
+@example(2, 64, 7, 0)
+@example(1, 1, 40, 20)
+def test_a_few_queries_over_a_cache(batch, past, new, spare) -> None:
+    """Each sees what lies before it; the mask has the cache's columns, of which some are unused."""
+    source = CACHED.format(t="f16", n="N", m="m: f16[N, C], ", given="m, ", causal=True)
+    inputs = cache(batch, past + new + spare, past, new, torch.float16, new)
+    mask = random(new, past + new + spare, dtype=torch.float16)
+    if mask.numel():
+        mask[:, 0] = -torch.inf
+        mask[:, past + new :] = torch.nan
+    check(source, *inputs, mask, torch.tensor(past))
+
+
+def test_queries_over_a_cache_that_see_all_of_it() -> None:
+    """And what follows, in one region with it."""
+    source = """
+def graph(q: bf16[B, 6, 4, 24], k: bf16[B, 2, C, 24], v: bf16[B, 2, C, 20], m: bool[B, 1, 4, C], p: i64[()], r: bf16[20]):
+    def body(q: bf16[B, 6, 4, 24], k: bf16[B, 2, C, 24], v: bf16[B, 2, C, 20], m: bool[B, 1, 4, C], p: i64[()], r: bf16[20]):
+        y0 = attention(q, k, v, m, gqa=True, past=p)
+        y1 = mul(y0, r)
+        return y1,
+    y0: bf16[B, 6, 4, 20] = fused((q, k, v, m, p, r), body=body)
+    return y0,
+"""
+    for past in (0, 5, 40):
+        inputs = cache(2, 64, past, 4, torch.bfloat16, past)
+        r = random(20, dtype=torch.bfloat16)
+        check(source, *inputs, random(2, 1, 4, 64) > -1.0, torch.tensor(past), r)
+
+
+@pytest.mark.parametrize(("past", "new"), [(-1, 1), (10, 1), (2**63 - 1, 1), (-(2**63), 1), (8, 3)])
+def test_a_past_that_does_not_fit_raises(past, new) -> None:
+    source = CACHED.format(t="f16", n="N", m="m: f16[N, C], ", given="m, ", causal=True)
+    inputs = *cache(1, 10, 4, new, torch.float16, 0), torch.zeros(new, 10).half()
+    check(source, *inputs, torch.tensor(4))
+    with pytest.raises(IndexError):
+        built(source)[2]([*inputs, torch.tensor(past)])
+    check(source, *inputs, torch.tensor(4))
+
+
+DECODE = """
+def graph(q: f16[1, 4, 1, 16], a: f16[1, 2, 1, 16], b: f16[1, 2, 1, 16], p: i64[()], k: State[f16[1, 2, C, 16]], v: State[f16[1, 2, C, 16]]):
+    k1 = update(k, a, p, dim=2)
+    v1 = update(v, b, p, dim=2)
+    y0 = attention(q, k1, v1, causal=True, gqa=True, past=p)
+    return y0, k1, v1
+"""
+
+
+def test_steps_of_a_decoder_write_into_their_cache() -> None:
+    """Every step is the same four launches on the same memory; only `p` differs."""
+    graph, executable, bound = built(DECODE)
+    assert kernels(executable) == ["update", "update", "attention_parts", "attention_join"]
+    k, v = (torch.full((1, 2, 40, 16), torch.nan, dtype=torch.float16) for _ in range(2))
+    for step in range(40):
+        given = [random(1, h, 1, 16, dtype=torch.float16, seed=step + h) for h in (4, 2, 2)]
+        inputs = [*given, torch.tensor(step), k, v]
+        want = interpret(graph, [x.clone() for x in inputs])
+        got = bound(inputs)
+        assert got[1].data_ptr() == k.data_ptr() and got[2].data_ptr() == v.data_ptr()
+        close(got[0], want[0], f"step {step}")
+        for mine, theirs in zip((k, v), want[1:]):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(IndexError):
+        bound([*given, torch.tensor(40), k, v])
+    assert torch.equal(k, want[1]), "nothing is written past the end"
 
 
 # ------------------------------------------------------------------ schedules
@@ -270,6 +378,18 @@ def figures(compiled) -> tuple[int, int]:
 @pytest.mark.parametrize("size", [64, pytest.param(128, marks=pytest.mark.slow)])
 def test_tensor_cores_are_used_and_nothing_spills(size, to) -> None:
     _compiles_well(problem(size=size), DEVICES[to], to)
+
+
+@pytest.mark.parametrize("to", DEVICES)
+@pytest.mark.parametrize("queries", [1, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "size", [64, *(pytest.param(s, marks=pytest.mark.slow) for s in (32, 128))]
+)
+def test_decoding_uses_tensor_cores_and_spills_nothing(size, queries, to) -> None:
+    """Over a cache of any capacity, of which the kernels read how much there is."""
+    capacity = sympy.Symbol("C", integer=True, positive=True)
+    a = problem(size=size, queries=queries, keys=capacity, sharing=4, past=True)
+    _compiles_well(a, DEVICES[to], to)
 
 
 @pytest.mark.slow

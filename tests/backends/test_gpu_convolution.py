@@ -176,6 +176,157 @@ def graph({arguments}):
     Hosted(text, steps=1)(picture(2, 20, 9, 11), torch.randn(20, 1, 3, 3), torch.randn(20))
 
 
+def test_a_picture_that_is_the_same_along_a_side_has_zeros_beside_it() -> None:
+    text = """
+def graph(x: f32[1, 5, 1, 11], w: f32[8, 5, 3, 3]):
+    r = expand(x, to=(1, 5, 9, 11))
+    y = conv2d(r, w, None, padding=(1, 1))
+    return y,
+"""
+    Hosted(text, steps=1)(torch.randn(1, 5, 1, 11), torch.randn(8, 5, 3, 3) / 7)
+
+
+# ------------------------------------------------------------------ before and beside
+
+
+def region(arguments: str, *lines: str) -> str:
+    """A graph of one region."""
+    names = ", ".join(a.partition(":")[0] for a in arguments.split("; "))
+    given, body = arguments.replace(";", ","), "".join(f"        {line}\n" for line in lines)
+    return (
+        f"def graph({given}):\n    def body({given}):\n{body}        return y,\n"
+        f"    y = fused(({names},), body=body)\n    return y,\n"
+    )
+
+
+def gate(how: str = "", options: str = "", each: int = 16, dtype: str = "f32", last: bool = True):
+    """A product with an enlarged picture beside it."""
+    x, q, c = (image(s, dtype, last) for s in ("N, 16, H, W", "N, 20, P, Q", "N, 20, H, W"))
+    return region(
+        f"x: {x}; q: {q}; w: {dtype}[20, {each}, 1, 1]; b: {dtype}[20]; c: {c}",
+        f"h = conv2d(x, w, b{options})", f"u = interpolate(q, size=(H, W){how})", "s = add(u, h)",
+        "g = sigmoid(s)", "y = mul(c, g)",
+    )  # fmt: skip
+
+
+def given_to_gate(
+    n: int, size: tuple[int, int], small: tuple[int, int], each: int = 16, dtype: str = "f32",
+    last: bool = True,
+) -> list[torch.Tensor]:  # fmt: skip
+    x, q, c = (
+        picture(n, k, *s, dtype=dtype, last=last) for k, s in ((16, size), (20, small), (20, size))
+    )
+    w, b = torch.randn(20, each, 1, 1) / 4, torch.randn(20)
+    return [x, q, w.to(TYPES[dtype]), b.to(TYPES[dtype]), c]
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.integers(0, 2), st.tuples(*[st.integers(1, 19)] * 2), st.tuples(*[st.integers(1, 9)] * 2))
+def test_a_picture_is_enlarged_in_the_kernel_that_reads_it(n, size, small) -> None:
+    if not GATES:
+        GATES.append(Hosted(gate(), steps=1))
+    GATES[0](*given_to_gate(n, size, small))
+
+
+GATES: list[Hosted] = []
+
+
+@pytest.mark.parametrize(
+    ("how", "options", "dtype"),
+    [
+        (', mode="nearest-exact"', ", groups=2", "f32"),
+        (", align_corners=True", "", "f16"),
+        (", scales=(3.5, 2.0)", "", "f32"),
+    ],
+)
+def test_enlarging_reads_the_pixels_that_torch_reads(how, options, dtype) -> None:
+    each, loose = (8 if options else 16), {"rtol": 1e-2, "atol": 1e-2} if dtype == "f16" else {}
+    known = str.maketrans({"N": "2", "H": "7", "W": "10", "P": "2", "Q": "5"})
+    run = Hosted(gate(how, options, each, dtype, last=False).translate(known), steps=1)
+    run(*given_to_gate(2, (7, 10), (2, 5), each, dtype, last=False), **loose)
+
+
+def test_enlarging_beside_a_depthwise_convolution() -> None:
+    x, q = image("2, 20, 9, 11", "f32", True), image("2, 20, 4, 3", "f32", True)
+    text = region(
+        f"x: {x}; w: f32[20, 1, 3, 3]; q: {q}", "h = conv2d(x, w, None, padding=(1, 1), groups=20)",
+        "u = interpolate(q, size=(9, 11))", "y = add(h, u)",
+    )  # fmt: skip
+    Hosted(text, steps=1)(picture(2, 20, 9, 11), torch.randn(20, 1, 3, 3), picture(2, 20, 4, 3))
+
+
+POOLS = {
+    "largest": ("max_pool2d(x, kernel=(4, 3), stride=(3, 2))", (4, 8), "", "f32"),
+    "largest, padded": (
+        "max_pool2d(x, kernel=(3, 2), stride=(2, 1), padding=(1, 1), dilation=(2, 1), ceil_mode=True)",
+        (6, 18), ", stride=(2, 1)", "f32",
+    ),
+    "mean": ("avg_pool2d(x, kernel=(2, 3), stride=(2, 2))", (6, 8), ", dilation=(2, 1)", "f16"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_a_picture_is_pooled_in_the_kernel_that_reads_it(name) -> None:
+    pool, (high, wide), options, dtype = POOLS[name]
+    last = "padded" not in name
+    k = 20 if last else 5
+    x = image(f"2, {k}, 13, 17", dtype, last)
+    text = region(
+        f"x: {x}; w: {dtype}[9, {k}, 3, 3]; b: {dtype}[9]", f"p = {pool}",
+        f"h = conv2d(p, w, b, padding=(1, 2){options})", "y = relu(h)",
+    )  # fmt: skip
+    run, given = Hosted(text, steps=1), picture(2, k, 13, 17, dtype=dtype, last=last)
+    assert parse(text).nodes[-1].body.nodes[0].shape[2:] == (high, wide)
+    given[0, 3, 5, 6], given[1, 2, 0, 0] = float("nan"), -float("inf")
+    if name == "mean":
+        given[1, 2, 0, 0] = 1
+    w, b = torch.randn(9, k, 3, 3) / 13, torch.randn(9)
+    loose = {"rtol": 1e-2, "atol": 1e-2} if dtype == "f16" else {}
+    run(given, w.to(TYPES[dtype]), b.to(TYPES[dtype]), **loose)
+
+
+@pytest.mark.parametrize(("dtype", "k", "m"), [("f16", 20, 24), ("bf16", 1, 1)])
+def test_two_products_in_a_row(dtype, k, m) -> None:
+    """1 / x of what is beside the channels is infinite, and must not be multiplied by 0."""
+    p, q = (image(s, dtype, True) for s in ("2, 16, 9, 11", f"2, {k}, 9, 11"))
+    text = region(
+        f"x: {p}; w: {dtype}[{k}, 16, 3, 3]; b: {dtype}[{k}]; z: {q}; v: {dtype}[{m}, {k}, 1, 1]; "
+        f"c: {dtype}[{m}]", "h = conv2d(x, w, b, padding=(1, 1))", "e = square(h)",
+        "a = add(e, z)", "r = reciprocal(a)", "g = conv2d(r, v, c)", "y = tanh(g)",
+    )  # fmt: skip
+    run, t = Hosted(text, steps=1), TYPES[dtype]
+    z = (torch.rand(2, k, 9, 11) + 0.5).to(t).to(memory_format=torch.channels_last)
+    weights = torch.randn(k, 16, 3, 3) / 12, torch.randn(m, k, 1, 1) / 4
+    w, v, b, c = (i.to(t) for i in (*weights, torch.randn(k), torch.randn(m)))
+    run(picture(2, 16, 9, 11, dtype=dtype), w, b, z, v, c, rtol=3e-2, atol=3e-2)
+
+
+def test_two_products_in_a_row_with_a_picture_enlarged_between_them() -> None:
+    x, q, c = (image(s, "f16", True) for s in ("1, 16, 9, 11", "1, 16, 3, 4", "1, 52, 9, 11"))
+    text = region(
+        f"x: {x}; q: {q}; w: f16[16, 16, 1, 1]; v: f16[52, 16, 1, 1]; b: f16[52]; c: {c}",
+        "h = conv2d(x, w)", "u = interpolate(q, size=(9, 11))", "s = add(u, h)",
+        "g = conv2d(s, v, b)", "a = sigmoid(g)", "y = mul(c, a)",
+    )  # fmt: skip
+    p, q, c = (picture(1, *s, dtype="f16") for s in ((16, 9, 11), (16, 3, 4), (52, 9, 11)))
+    w, v = torch.randn(16, 16, 1, 1) / 4, torch.randn(52, 16, 1, 1) / 4
+    run = Hosted(text, steps=1)
+    run(p, q, w.half(), v.half(), torch.randn(52).half(), c, rtol=1e-2, atol=1e-2)
+
+
+def test_a_picture_of_few_channels_is_read_as_it_lies() -> None:
+    text = region(
+        "x: f32[N, 3, H, W]; w: f32[24, 3, 3, 3]; b: f32[24]",
+        "t = to_layout(x, layout=channels_last)", "h = conv2d(t, w, b, padding=(1, 1))",
+        "y = leaky_relu(h, slope=0.05)",
+    )  # fmt: skip
+    run = Hosted(text, steps=1)
+    for n, high, wide in ((1, 9, 11), (2, 1, 5), (0, 3, 3)):
+        x = torch.randn(n, 3, high, wide)
+        got = run(x, torch.randn(24, 3, 3, 3) / 5, torch.randn(24))
+        assert got.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_refusals_have_reasons() -> None:
     text = """
 def graph(x: f32[1, 16, 9, 9] @ channels_last, w: f32[8, 16, 3, 3]):
@@ -188,6 +339,70 @@ def graph(x: f32[1, 16, 9, 9] @ channels_last, w: f32[8, 16, 3, 3]):
 """
     answer = GPU.claim(parse(text).nodes[0])
     assert isinstance(answer, No) and "every tap" in str(answer)
+
+
+POOL = "p = max_pool2d(x, kernel=(7, 7), stride=(3, 3))"
+REFUSED = {
+    "pool again": ("8, 16, 256, 256", "16, 16, 3, 3", POOL, "y = conv2d(p, w)"),
+    "*N elements": (
+        "N, 16, 64, 64", "16, 16, 3, 3", POOL, "y = conv2d(p, w)"
+    ),
+    "grouped": ("1, 16, 64, 64", "16, 8, 3, 3", POOL, "y = conv2d(p, w, groups=2)"),
+    "beside the picture": (
+        "1, 16, 64, 64", "16, 16, 3, 3",
+        "p = avg_pool2d(x, kernel=(3, 3), stride=(2, 2), padding=(1, 1))", "y = conv2d(p, w)",
+    ),
+    "also read after": (
+        "1, 16, 64, 64", "16, 16, 1, 1", POOL, "h = conv2d(p, w)", "y = add(h, p)",
+    ),
+    "reads them together": (
+        "1, 16, 64, 64", "16, 16, 3, 3", "p = to_layout(x, layout=channels_last)", "y = conv2d(p, w)",
+    ),
+    "not of the shape": (
+        "1, 16, 1, 64", "16, 16, 1, 1", "h = conv2d(x, w)", "u = interpolate(x, size=(1, 1))",
+        "y = add(h, u)",
+    ),
+    "computed in the region": (
+        "1, 16, 64, 64", "16, 16, 1, 1", "h = conv2d(x, w)", "e = exp(x)",
+        "u = interpolate(e, size=(64, 64))", "y = add(h, u)",
+    ),
+    "bicubic": (
+        "1, 16, 64, 64", "16, 16, 1, 1", "h = conv2d(x, w)",
+        'u = interpolate(x, size=(64, 64), mode="bicubic")', "y = add(h, u)",
+    ),
+    "beside a pixel_shuffle": (
+        "1, 16, 64, 64", "16, 16, 1, 1", "h = conv2d(x, w)", "u = interpolate(x, size=(64, 64))",
+        "s = add(h, u)", "y = pixel_shuffle(s, factor=2)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_is_before_or_beside_is_refused_with_a_reason(why) -> None:
+    shape, weight, *lines = REFUSED[why]
+    x = image(shape, "f32", "to_layout" not in lines[0])
+    answer = GPU.claim(parse(region(f"x: {x}; w: f32[{weight}]", *lines)).nodes[0])
+    assert isinstance(answer, No) and why in str(answer)
+
+
+TWICE = ("h = conv2d(x, w)", "y = conv2d(h, w)")
+NOT_IN_A_ROW = {
+    "are not multiplied again": ("f32", "16, 16, 1, 1", *TWICE),
+    "not 1x1": ("f16", "16, 16, 3, 3", *TWICE),
+    "more than a tile holds": ("f16", "96, 96, 1, 1", *TWICE),
+    "also read after": ("f16", "16, 16, 1, 1", *TWICE[:1], "g = conv2d(h, w)", "y = add(g, h)"),
+    "after two products": ("f16", "16, 16, 1, 1", *TWICE[:1], "g = conv2d(h, w)",
+                           "y = pixel_shuffle(g, factor=2)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("why", NOT_IN_A_ROW)
+def test_two_products_are_refused_with_a_reason(why) -> None:
+    dtype, weight, *lines = NOT_IN_A_ROW[why]
+    channels = weight.partition(",")[0]
+    arguments = f"x: {dtype}[1, {channels}, 8, 8]; w: {dtype}[{weight}]"
+    answer = GPU.claim(parse(region(arguments, *lines)).nodes[0])
+    assert isinstance(answer, No) and why in str(answer)
 
 
 # ------------------------------------------------------------------ what compilers make of them
@@ -211,12 +426,33 @@ def graph(x: {x}, b: {dtype}[{results}], z: {z}):
 """
 
 
+GATE = region(
+    "x: {d}[1, 16, 180, 320] @ channels_last; q: {d}[1, 52, 28, 51] @ channels_last; "
+    "w: {d}[52, 16, 1, 1]; b: {d}[52]; c: {d}[1, 52, 180, 320] @ channels_last",
+    "h = conv2d(x, w, b)", "u = interpolate(q, size=(180, 320))", "s = add(u, h)",
+    "g = sigmoid(s)", "y = mul(c, g)",
+)  # fmt: skip
+CHAINED = region(
+    "x: f16[1, 52, 180, 320] @ channels_last; w: f16[52, 52, 3, 3]; b: f16[52]; "
+    "v: f16[52, 52, 1, 1]; c: f16[52]",
+    "h = conv2d(x, w, b, padding=(1, 1))", "a = leaky_relu(h, slope=0.05)", "s = add(a, x)",
+    "y = conv2d(s, v, c)",
+)  # fmt: skip
+POOLED = region(
+    "x: {d}[1, 16, 89, 159] @ channels_last; w: {d}[52, 16, 3, 3]; b: {d}[52]", POOL,
+    "y = conv2d(p, w, b, padding=(1, 1))",
+)  # fmt: skip
 FULL = {
     "3x3, half": rlfn("f16", 52, 52, 3),
     "3x3": rlfn("f32", 52, 52, 3),
     "1x1": rlfn("f32", 52, 52, 1),
     "first": rlfn("f16", 3, 52, 3),
     "last, shuffled": rlfn("f16", 52, 48, 3, shuffle=4),
+    "gate": GATE.format(d="f32"),
+    "gate, f16": GATE.format(d="f16"),
+    "3x3 and 1x1": CHAINED,
+    "pooled": POOLED.format(d="f32"),
+    "pooled, f16": POOLED.format(d="f16"),
 }
 
 

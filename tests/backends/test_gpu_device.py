@@ -1,9 +1,11 @@
-"""Target triton on a real GPU: the zoo's small models, and one graph of every family of kernels.
+"""Targets triton and cuda on a real GPU: the zoo's small models, and a graph of every family.
 
     pytest -m gpu
 
 Everywhere else these are skipped; the same kernels then run on the CPU, as target ptx-host.
 """
+
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -49,11 +51,19 @@ def graph(x: DTYPE[N, 96], z: DTYPE[96]):
 TOLERANCES = {"f32": 1e-5, "f16": 4e-3, "bf16": 3e-2}
 
 
+def gpu(name: str):
+    """The target; `cuda` is NVIDIA's alone."""
+    if name == "cuda" and torch.version.hip is not None:
+        pytest.skip("needs an NVIDIA GPU")
+    return find_backend(name)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_is_the_interpreter(family, dtype):
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_a_family_is_the_interpreter(name, family, dtype):
     graph = parse(FAMILIES[family].replace("DTYPE", dtype))
-    bound = find_backend("triton").compile(graph).bind()
+    bound = gpu(name).compile(graph).bind()
     of = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[dtype]
     for rows in (1, 37, 64):
         inputs = [torch.randn(rows, 96, dtype=of), torch.randn(96, dtype=of) / 8]
@@ -100,6 +110,78 @@ def test_a_model_built_elsewhere_loads_and_compiles_nothing(tmp_path, monkeypatc
         effc.compile(net, example_inputs=(x,), measure=False).save(tmp_path / "m.effc")
         target = find_backend("triton").machine()["targets"]
         effc.build(tmp_path / "m.effc", target, tmp_path / "gpu.effc")
-        monkeypatch.setattr("effc.backends.triton.compile_kernels", None)
+        monkeypatch.setattr("effc.backends.gpu.backend.compile_kernels", None)
         got = effc.load(tmp_path / "gpu.effc")(x.cuda())
     torch.testing.assert_close(got.cpu(), net(x), rtol=1e-4, atol=1e-5)
+
+
+LINEAR = """
+def graph(x: bf16[N, 512], w: bf16[256, 512], b: bf16[256]):
+    def body(x: bf16[N, 512], w: bf16[256, 512], b: bf16[256]):
+        y0 = linear(x, w, b)
+        y1 = relu(y0)
+        return y1
+    y0 = fused((x, w, b), body=body)
+    y1 = softmax(y0, 1)
+    y2 = permute(y1, (1, 0))
+    y3 = softmax(y2, 1)
+    return y3, y1
+"""
+
+
+def of_linear(rows: int) -> list[torch.Tensor]:
+    shapes = ((rows, 512), (256, 512), (256,))
+    return [torch.randn(*s, device="cuda").bfloat16() for s in shapes]
+
+
+def close(got, graph, inputs) -> None:
+    for g, want in zip(got, interpret(graph, [x.cpu() for x in inputs]), strict=True):
+        torch.testing.assert_close(g.cpu(), want, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_schedules_are_measured_and_the_times_kept(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("effc.backends.plan.tuning.cache_dir", lambda: tmp_path)
+    graph, backend = parse(LINEAR), gpu(name)
+    tuned = backend.compile(graph, {"tune": True})
+    assert "ms measured" in tuned.launches[0].note
+    assert backend.compile(graph).text == tuned.text
+    for rows in (1, 300):
+        inputs = of_linear(rows)
+        close(tuned.bind()(inputs), graph, inputs)
+
+
+def test_graphs_give_results_of_their_own():
+    if torch.version.hip is not None:
+        pytest.skip("needs an NVIDIA GPU")
+    graph = parse(LINEAR)
+    bound = find_backend("triton").compile(graph, {"cuda_graphs": True}).bind()
+    held = []
+    for rows in (64, 64, 64, 20, 20, 64, 64):
+        inputs = of_linear(rows)
+        held.append((bound(inputs), inputs))
+    torch.cuda.synchronize()
+    for got, inputs in held:
+        close(got, graph, inputs)
+
+
+def test_a_thread_that_has_not_used_the_device_runs_it():
+    graph, inputs = parse(LINEAR), of_linear(33)
+    bound = find_backend("triton").compile(graph).bind()
+    with ThreadPoolExecutor(1) as pool:
+        got = pool.submit(bound, inputs).result()
+    torch.cuda.synchronize()
+    close(got, graph, inputs)
+
+
+def test_weights_on_the_cpu_are_moved():
+    w = torch.randn(96)
+    text = """
+def graph(x: f32[N, 96]):
+    w: f32[96] = weight("w", digest="")
+    y = mul(x, w)
+    return y
+"""
+    bound = find_backend("triton").compile(parse(text, weights={"w": w})).bind()
+    x = torch.randn(5, 96, device="cuda")
+    torch.testing.assert_close(bound([x])[0], x * w.cuda())

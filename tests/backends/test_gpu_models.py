@@ -4,15 +4,14 @@ import pytest
 import torch
 
 import effc
-from effc.backends.base import Options
+from effc.backends import find_backend
 from effc.backends.gpu import GPU
-from effc.backends.plan.planner import make_plan
 from effc.examples.rlfn.model import RLFN
 from effc.examples.zoo.library import LIBRARY
+from effc.gpu import gpu_plan, gpu_stages
+from effc.ir import Rates
 from effc.ir.types import Tensor
-from effc.passes.base import Pipeline
 from effc.passes.pipelines import DEFAULT
-from effc.pipeline import run_pipeline
 
 NAMES = ("rlfn", "llama", "bert", "dit")
 
@@ -74,8 +73,7 @@ def launches(model, arguments):
         measure=False,
     )  # fmt: skip
     captured = effc.explain(compiled).records[0].stages[0].graph
-    stages = run_pipeline(captured, Pipeline.parse(DEFAULT), supports=GPU.claim)
-    plan = make_plan(stages[-1].graph, Options(), GPU)
+    plan = gpu_plan(gpu_stages(captured, DEFAULT)[-1].graph)
     return sum(launch.kind in ("kernel", "copy") for launch in plan.launches)
 
 
@@ -96,10 +94,21 @@ def test_launches_of_one_block(name, most):
     assert two - one <= most
 
 
-def test_launches_of_rlfn():
-    """Ten a block, of which pooling, the enlarged gate and its two convolutions could be fewer."""
-    model = RLFN(channels=52, blocks=6).eval()
-    assert launches(model, {"x": torch.rand(1, 3, 180, 320)}) <= 64
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_launches_of_rlfn(dtype):
+    """Seven a block: three 3x3 convolutions, two 1x1 as one (in half, one with the 3x3 before it),
+    the gate's small picture in two, and what reads it; and three beside the blocks."""
+    model = RLFN(channels=52, blocks=6).eval().to(dtype)
+    assert launches(model, {"x": torch.rand(1, 3, 180, 320, dtype=dtype)}) <= 45
+
+
+def test_a_launch_is_worth_something_on_a_gpu_only():
+    assert find_backend("cpu").rates == Rates()
+    for name in ("ptx-host", "cuda-host", "triton"):
+        rates = find_backend(name).rates
+        assert rates == GPU.rates
+        assert 5 < rates.operations < 40  # FLOP a byte of float32, of data sheets
+        assert 1e6 < rates.launch < 1e8
 
 
 def test_results_are_tensors_of_their_own():

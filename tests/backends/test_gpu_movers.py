@@ -54,3 +54,41 @@ def graph(x: f32[B, N, 4, 16], c: f32[N, 16], s: f32[N, 16], h: f16[2, 3, 5, 6],
     h, z = torch.randn(2, 3, 5, 6).half(), torch.randn(5, 6).half()
     for batch, n in ((1, 1), (2, 7), (0, 3), (3, 130)):
         run(torch.randn(batch, n, 4, 16), torch.randn(n, 16), torch.randn(n, 16), h, z)
+
+
+UPDATE = """
+def graph(x: f32[3, C, 5], a: f32[5, N, 3], at: i64[()], s: State[f16[2, 4, C]], b: f16[2, 4, 1]):
+    t = permute(a, dims=(2, 1, 0))
+    y0 = update(x, t, at, dim=1)
+    u = update(s, b, at, dim=-1)
+    y1 = sum(x, dims=(0,))
+    return y0, y1, u
+"""
+
+
+def test_update(compiled) -> None:
+    """Into a copy where the old value stays, into the state's own memory else; only `at` differs."""
+    run = compiled(UPDATE, backend="ptx-host")
+    for capacity, new, at in ((7, 2, 3), (7, 7, 0), (40, 1, 39), (9, 0, 8)):
+        x, a, b = torch.randn(3, capacity, 5), torch.randn(5, new, 3), torch.randn(2, 4, 1).half()
+        s = torch.randn(2, 4, capacity).half()
+        got = run.bound([x, a, torch.tensor(at), s, b])
+        want = x.clone()
+        want[:, at : at + new] = a.permute(2, 1, 0)
+        assert torch.equal(got[0], want) and got[2].data_ptr() == s.data_ptr()
+        torch.testing.assert_close(got[1], x.sum(0))
+        assert torch.equal(s[..., at], b[..., 0])
+    copies = [e for e in run.executable.launches if e.kind == "copy"]
+    assert len(copies) == 1, "of x, which is read later, and of no state"
+
+
+@pytest.mark.parametrize("at", [6, 2**40, -1, -(2**63)])
+def test_an_update_that_does_not_fit_raises_and_writes_nothing(compiled, at) -> None:
+    run = compiled(UPDATE, backend="ptx-host")
+    x, a, b = torch.randn(3, 7, 5), torch.randn(5, 2, 3), torch.randn(2, 4, 1).half()
+    s = torch.randn(2, 4, 7).half()
+    before = s.clone()
+    with pytest.raises(IndexError):
+        run.bound([x, a, torch.tensor(at), s, b])
+    assert torch.equal(s, before) or at == 6  # one position fits there, two do not
+    run.bound([x, a, torch.tensor(0), s, b])

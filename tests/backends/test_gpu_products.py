@@ -294,9 +294,14 @@ def test_schedules_are_ordered_and_fit(device, problem) -> None:
 def test_every_problem_has_a_schedule(device) -> None:
     for kind in device.peak:
         for sums, reads, prepared in ((1, 0, False), (2, 3, False), (2, 3, True)):
-            for rows in (1, 7, 5000):
-                p = Problem(1, rows, 33, 50, kind=kind, sums=sums, reads=reads, prepared=prepared)
+            for rows, deep in ((1, 50), (7, 50), (5000, 50), (5000, 3)):
+                p = Problem(1, rows, 33, deep, kind=kind, sums=sums, reads=reads, prepared=prepared)
                 assert schedules(p, device)
+        for columns, deep, samples, pooled in ((9, 20, 0, 49), (64, 3, 0, 4), (52, 16, 1, 1)):
+            p = Problem(1, 1428, columns, deep, 9, kind, samples=samples, pooled=pooled)
+            assert schedules(p, device)
+    for kind, chained in (("f16", 52), ("bf16", 3)):
+        assert schedules(Problem(1, 57600, 52, 52, 9, kind, reads=2, chained=chained), device)
     with pytest.raises(UnsupportedError, match="no i8 products"):
         schedules(Problem(1, 64, 64, 64, kind="i8"), device)
 

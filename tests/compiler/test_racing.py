@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -9,9 +10,16 @@ from torch import nn
 
 import effc
 from effc import racing
+from effc.backends.gpu import attention
 from effc.cli import cli, main
+from effc.codegen.ptx import Schedule, race
+from effc.codegen.ptx.runtime import EVENT
+from effc.codegen.triton.kernel import Schedule as Blocks
+from effc.codegen.triton.schedules import Choice
 from effc.ir import InputError, OptionError, interpret, parse
 from effc.racing import race_graph, race_ptx
+
+from .conflicts import conflicts
 
 PTX = """
 .version 8.0
@@ -142,3 +150,163 @@ def test_an_unknown_kernel_is_refused():
     graph = parse("def graph(x: f32[64]):\n    a = exp(x)\n    return a\n")
     with pytest.raises(OptionError, match="launches no kernel 'pointwise'"):
         race_graph(graph, [torch.randn(64)], only="pointwise")
+
+
+# ------------------------------------------------------------------ every barrier of ours matters
+
+PRODUCT = """
+def graph(x: f16[{rows}, {depth}], w: f16[{depth}, {columns}]):
+    y = matmul(x, w)
+    return y
+"""
+ATTENTION = """
+def graph(q: {t}[2, {queries}, 16], k: {t}[1, {keys}, 16], v: {t}[1, {keys}, 16]):
+    y = attention(q, k, v, causal=True)
+    return y
+"""
+SOFTMAX = """
+def graph(x: f32[2, {size}]):
+    y = softmax(x, 1)
+    return y
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One of a plan, and what was found in it as it is."""
+
+    kernel: object
+    grid: object
+    args: list
+    report: object
+
+
+def launches(source, blocks=None):
+    """Those of a graph's plan on random inputs. blocks: an attention's schedule."""
+    found = []
+
+    def keep(kernel, grid, args, **kw):
+        copies = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
+        found.append(Launch(kernel, grid, copies, race(kernel, grid, args, **kw)))
+        return found[-1].report
+
+    graph = parse(source)
+    torch.manual_seed(0)
+    inputs = [torch.randn(i.shape).to(i.dtype.torch) for i in graph.inputs]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(racing, "race", keep)
+        if blocks is not None:
+            choice = Choice(blocks, 0.0, 0, 0, "asked for")
+            patch.setattr(attention, "schedules", lambda a, device: [choice])
+        race_graph(graph, inputs)
+    return found
+
+
+def defined(launch, without=None):
+    """Races on shared memory by their definition, of one schedule."""
+    events = np.zeros(1 << 18, EVENT)
+    args = [a.clone() if isinstance(a, torch.Tensor) else a for a in launch.args]
+    schedule = Schedule(without=without)
+    launch.kernel.run(launch.grid, args, check=True, schedule=schedule, events=events)
+    used = int(np.count_nonzero(events["size"]))  # every event has one
+    return conflicts(events[:used])
+
+
+def needed(launch):
+    """A letter for each barrier and wait, in the order of the text: large where the launch needs
+    it, small where nothing conflicts without it and all schedules give the same bits.
+
+    The detector must say what the definition says; b is a block's barrier, s a warp's, w a wait.
+    """
+    assert launch.report.clean, launch.report
+    kernel, places = launch.kernel, launch.kernel.unit.places
+    usual = defined(launch)  # lanes that hold copies of one value store it together
+    assert all(a == b and places[a].name == "st" for a, b in usual)
+    marks = ""
+    for barrier in kernel.barriers:
+        report = race(kernel, launch.grid, launch.args, without=barrier)
+        more = defined(launch, barrier) - usual
+        assert bool(report.findings) == bool(more), (
+            f"without {barrier}, {barrier.location}: {report}"
+        )
+        if not more:
+            assert not report.differences
+            for mine, theirs in zip(report.results, launch.report.results, strict=True):
+                assert not isinstance(mine, torch.Tensor) or torch.equal(mine, theirs)
+        mark = "w" if barrier.name == "cp" else "s" if "warp" in barrier.parts else "b"
+        marks += mark.upper() if more else mark
+    return marks
+
+
+def tiles(rows, keys, warps, stages, splits=1):
+    sizes = ("rows", rows), ("keys", keys), ("piece", 16), ("splits", splits)
+    return Blocks(warps, stages, sizes)
+
+
+def test_removing_any_barrier_of_a_product_is_noticed():
+    """But those at the head of the pipelined loop: they repeat what its end, or what comes before
+    it, has just waited for. One of the two waits at the end, where factors arrive separately, is
+    enough too."""
+    (launch,) = launches(PRODUCT.format(rows=16, depth=512, columns=32))
+    assert needed(launch) == "WB" + "wb" + "B" + "wwB" + "WB" + "S"
+
+
+def test_removing_any_barrier_of_an_attention_is_noticed():
+    """Of the barriers between the two loops, and after them, one is not needed: tiles that were
+    begun past the end are filled with zeros by the very threads that fill them next, or lie beside
+    what comes after. Only the wait between the loops is: those copies may still be under way."""
+    (launch,) = launches(ATTENTION.format(t="f16", queries=40, keys=75), tiles(16, 16, 2, 2))
+    assert needed(launch) == "WBB" + "Wb" + "WBB" + "wb" + "B"
+
+
+def test_removing_any_barrier_of_a_row_kernel_is_noticed():
+    (launch,) = launches(SOFTMAX.format(size=5000))
+    assert needed(launch) == "BBB"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "blocks"),
+    [
+        (PRODUCT.format(rows=17, depth=520, columns=40), None),
+        (PRODUCT.format(rows=33, depth=70, columns=20), None),
+        (PRODUCT.format(rows=70, depth=96, columns=70).replace("f16", "f32"), None),
+        (ATTENTION.format(t="f16", queries=40, keys=75), None),
+        (ATTENTION.format(t="bf16", queries=40, keys=75), tiles(32, 32, 4, 3)),
+        (ATTENTION.format(t="f16", queries=40, keys=75), tiles(16, 32, 2, 3, splits=2)),
+        (ATTENTION.format(t="f16", queries=1, keys=520), tiles(16, 16, 2, 2, splits=32)),
+        (ATTENTION.format(t="f32", queries=40, keys=75), tiles(32, 16, 1, 2)),
+        (SOFTMAX.format(size=40000), None),
+        (SOFTMAX.format(size=300), None),
+    ],
+)
+def test_the_detector_says_what_the_definition_says(source, blocks):
+    """For each barrier of each kernel."""
+    found = [needed(launch) for launch in launches(source, blocks)]
+    assert any(found) or "300" in source  # a row of 300 is one warp's, in registers
+
+
+@pytest.mark.parametrize(
+    ("source", "blocks"),
+    [
+        (PRODUCT.format(rows=16, depth=512, columns=32), None),
+        (ATTENTION.format(t="f16", queries=75, keys=75), tiles(16, 16, 2, 2)),
+        (SOFTMAX.format(size=5000), None),
+    ],
+    ids=["product", "attention", "softmax"],
+)
+def test_an_access_past_the_end_names_the_array_and_the_line(source, blocks):
+    """Each array in turn is one element shorter than the kernel takes it to be."""
+    (launch,) = launches(source, blocks)
+    for i, name in enumerate(launch.kernel.names):
+        args = [a[:-1].clone() if i == j else a for j, a in enumerate(launch.args)]
+        report = race(launch.kernel, launch.grid, args)
+        (finding,) = (f for f in report.findings if f.kind == "out of bounds")
+        size = args[i].numel() * args[i].element_size()
+        access, call = ("reads", "tl.load(") if i else ("writes", "tl.store(")
+        assert f" {access} " in str(finding)
+        assert f"of array argument {i} ({name}), which has {size}" in str(finding)
+        where = finding.instruction.location
+        assert (
+            where.file == f"<{launch.kernel.name}>" and call in str(finding).partition(" in `")[2]
+        )

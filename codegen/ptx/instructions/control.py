@@ -142,7 +142,8 @@ def barrier(e: Emitter) -> None:
     if "cluster" in parts:
         raise e.fail("barriers of a cluster are of sm_90", "compile for sm_80")
     if "warp" in parts:
-        e.line(f"WARP_SYNC(members({e.mask}, {e.value(operands[0], 'b32')}));")
+        members = f"members({e.mask}, {e.value(operands[0], 'b32')})"
+        e.line(f"WARP_SYNC({members}, {e.place()});")
         return
     e.state.fibers = True
     place = e.place()

@@ -170,9 +170,9 @@ def cp(e: Emitter) -> None:
     if "commit_group" in parts:
         e.line(f"ASYNC_COMMIT({e.mask});")
     elif "wait_group" in parts:
-        e.line(f"ASYNC_WAIT({e.mask}, {e.value(operands[0], 'u32')});")
+        e.line(f"ASYNC_WAIT({e.mask}, {e.value(operands[0], 'u32')}, {e.place()});")
     elif "wait_all" in parts:
-        e.line(f"ASYNC_WAIT({e.mask}, ~0u);")
+        e.line(f"ASYNC_WAIT({e.mask}, ~0u, {e.place()});")
     else:
         size = operands[2]
         if not isinstance(size, Imm):

@@ -37,6 +37,29 @@ def test_lines_and_source_lines_go_with_instructions():
     assert str(where[0]).startswith("model.py:42 (PTX line ")
 
 
+def test_inlined_lines_are_those_of_the_call():
+    """Of the outermost one. LLVM counts on through inline assembly; its first line is right."""
+    body = """
+.loc 1 51 32
+.loc 2 216 16, function_name $S, inlined_at 1 51 32
+.loc 2 196 12, function_name $S, inlined_at 2 216 16
+mov.u32 %r0, 1;
+// begin inline asm
+.loc 1 17 10
+mov.u32 %r1, 1;
+.loc 1 18 10
+mov.u32 %r2, 1;
+// end inline asm
+.loc 1 60 1
+mov.u32 %r3, 1;"""
+    text = entry(body) + '.file 1 "model.py"\n.file 2 "library.py"\n'
+    found = [i.location for i in instructions(parse(text).functions["k"]) if "1;" in str(i)]
+    assert [(w.file, w.source_line) for w in found[-4:]] == [
+        ("model.py", line) for line in (51, 17, 17, 60)
+    ]
+    assert found[-1].line == text.split("mov.u32 %r3")[0].count("\n") + 1
+
+
 def test_debug_sections_are_passed_over():
     text = (
         entry("")

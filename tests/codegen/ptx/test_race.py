@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from effc.codegen.ptx import Fault, race
 from effc.ir.errors import InputError
@@ -95,6 +96,26 @@ def test_async_copies_must_be_waited_for(wait, read, clean):
         assert report.differences  # lazy copies leave the poison
 
 
+def test_async_copies_of_one_place_wait_for_each_other():
+    """PTX keeps no order among copies that are under way, of one thread's either."""
+    copy = "cp.async.cg.shared.global [%r2], [%d0], 16;\ncp.async.commit_group;\n"
+    text = ASYNC.replace(copy, f"{copy}BETWEEN\n{copy}").replace("WAIT", "0").replace("READ", "0")
+    x, out = np.arange(256, dtype=np.int32), np.zeros((32, 2), np.int32)
+    assert found(kernel(text.replace("BETWEEN", "cp.async.wait_group 0;")), out, x).clean
+    report = found(kernel(text.replace("BETWEEN", "")), out, x)
+    assert {f.kind for f in report.findings} == {"weak async wait"}
+
+
+def test_a_wait_and_a_barrier_of_a_warp_can_be_left_out():
+    k = kernel(ASYNC.replace("WAIT", "0").replace("READ", "0"))
+    wait, barrier = k.barriers
+    args = [np.zeros((32, 2), np.int32), np.arange(256, dtype=np.int32)]
+    assert wait.name == "cp" and race(k, 1, args, without=wait).findings
+    assert race(k, 1, args, without=barrier).clean, "each thread reads what it copied itself"
+    k = exchange("bar.warp.sync -1;", mask=4)
+    assert race(k, 1, [np.zeros(64, np.int32)], without=k.barriers[0]).findings
+
+
 def test_async_copies_fill_with_zeros():
     k = kernel(ASYNC.replace("WAIT", "0").replace("READ", "520"))
     out = np.full((32, 2), 9, np.int32)
@@ -110,6 +131,17 @@ def test_out_of_bounds_names_the_array():
     assert "out of bounds: block (0, 0, 0), thread (30, 0, 0) writes 4 bytes" in said
     assert "byte 128 of array argument 0, which has 128" in said
     assert fault.value.findings[0].count == 2
+
+
+@pytest.mark.parametrize("array", [np.zeros, torch.zeros])
+def test_what_lies_past_the_end_is_no_other_array(array):
+    """Small arrays lie side by side in memory, where one would be read for the other."""
+    k = kernel("mad.wide.u32 %d0, %t, 4, %q1;\nld.global.u32 %r1, [%d0+128];\n"
+               "mad.wide.u32 %d0, %t, 4, %q0;\nst.global.u32 [%d0], %r1;")  # fmt: skip
+    dtype = np.int32 if array is np.zeros else torch.int32
+    many = [array(32, dtype=dtype) for _ in range(16)]
+    (finding,) = found(k, *many[7:9]).findings
+    assert finding.kind == "out of bounds" and "of array argument 1, which has 128" in str(finding)
 
 
 def test_misaligned_and_shared_bounds():
