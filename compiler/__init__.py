@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     from effc.api import compile
     from effc.artefact import build, load, save
     from effc.bisection import bisect
+    from effc.decoding import decoder
     from effc.dynamo import dynamo_backend
     from effc.explanation import explain
 
 __version__ = "0.1.0"
-__all__ = ["bisect", "build", "compile", "dynamo_backend", "explain", "load", "save"]
+__all__ = ["bisect", "build", "compile", "decoder", "dynamo_backend", "explain", "load", "save"]
 
 _HOMES = {
     "bisect": "effc.bisection",
     "build": "effc.artefact",
     "compile": "effc.api",
+    "decoder": "effc.decoding",
     "dynamo_backend": "effc.dynamo",
     "explain": "effc.explanation",
     "load": "effc.artefact",

@@ -33,6 +33,7 @@ from effc.artefact_file import BINARY, Contents, read_file, work_folder, write_f
 from effc.artefact_spec import read_spec, write_spec
 from effc.artefact_tensors import read_tensors, write_tensors
 from effc.backends import Backend, Executable, Object, find_backend
+from effc.backends.base import check_shared
 from effc.calling import Calling
 from effc.collector import collector_paused
 from effc.compiled import CompiledGraph
@@ -120,20 +121,21 @@ def build(
     """Write a saved model anew for GPUs that need not be here: its plan, and for each target every
     kernel's binary, so that loading it there compiles nothing.
 
-    path: what .save() of a model compiled for any target wrote. targets: "cuda:sm_90",
+    path: what .save() of a model compiled for any target wrote; compiled for `cuda` or `cuda-host`
+    it gets CUDA C++ kernels as that target does, else Triton's alone. targets: "cuda:sm_90",
     "hip:gfx942". Raises ArtefactError for what cannot be read or written, OptionError for an
     unknown target, UnsupportedError where Triton is not installed.
     """
-    from effc.backends.triton import TritonBackend  # which loading for the CPU does without
+    from effc.backends.gpu.backend import GpuBackend  # which loading for the CPU does without
     from effc.codegen.triton.compile import target
 
     a = read_artefact(path)
-    backend = find_backend("triton")
-    assert isinstance(backend, TritonBackend)
+    backend = find_backend("cuda" if a.facts["target"] in ("cuda", "cuda-host") else "triton")
+    assert isinstance(backend, GpuBackend)
     chosen = [target(t) for t in dict.fromkeys(targets)]
     captured = a.stages[0].graph
     pipeline = Pipeline.parse(a.facts["pipeline"])
-    stages = run_pipeline(captured, pipeline, supports=backend.supports)
+    stages = run_pipeline(captured, pipeline, supports=backend.supports, rates=backend.rates)
     precision = a.facts["machine"].get("float32_matmul_precision")
     told = {"captured": captured, "float32_matmul_precision": precision}
     graph = stages[-1].graph
@@ -159,8 +161,12 @@ def _whole(compiled: Any) -> tuple[Ahead, CompiledGraph]:
     """The one graph behind a compiled module. Raises ArtefactError where there is none."""
     name = type(getattr(compiled, "module", compiled)).__name__
     if not isinstance(compiled, CompiledModule):
+        from effc.decoding import Decoder  # which saving and loading do without
+
         why = "torch.compile compiles a model piece by piece, at the calls it sees"
-        if not hasattr(compiled, "_orig_mod"):
+        if isinstance(compiled, Decoder):
+            why = "an artefact holds one graph, and a decoder has several graphs and states"
+        elif not hasattr(compiled, "_orig_mod"):
             why = "it is not what effc.compile or effc.load returned"
         raise ArtefactError(f"{type(compiled).__name__} cannot be saved", why=why, fix=AHEAD)
     ahead = compiled._ahead
@@ -188,6 +194,7 @@ def _weights(graph: Graph) -> Iterator[Weight]:
 def _tensors(calling: Calling, graph: Graph) -> dict[str, torch.Tensor]:
     """The live tensors by name: weights that the last graph still reads, and the module's state."""
     live = {w.name: w.tensor for w in calling.weights}
+    check_shared(_weights(graph), {name: t for name, t in live.items() if t is not None})
     found = {w.key: live.get(w.key, w.data) for w in _weights(graph)}
     found.update((s.name, s.tensor) for s in calling.owned)
     for name, t in found.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from effc.difference import Difference, compare, sample_list, worst
 from effc.instruments import evaluate
-from effc.ir import Graph, InputError, Op, node_text, yes
+from effc.ir import Graph, InputError, Op, Rates, node_text, yes
 from effc.ir.rewrite import Answer, Journal
 from effc.passes.base import Context, Pass, Pipeline
 from effc.pipeline import Stage, run_pipeline
@@ -52,6 +52,7 @@ def bisect(
     tolerance: float = 1e-4,
     metric: str = "relative_l2",
     supports: Callable[[Op], Answer] | None = None,
+    rates: Rates | None = None,
 ) -> Culprit | None:
     """The first pass after which an output differs by more than `tolerance` from the graph's own.
 
@@ -61,12 +62,12 @@ def bisect(
     if metric not in ("relative_l2", "max_abs"):
         raise InputError(f"metric must be relative_l2 or max_abs, not {metric!r}")
     passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
-    stages = run_pipeline(graph, passes, supports=supports, sample_inputs=inputs)
+    stages = run_pipeline(graph, passes, supports=supports, rates=rates, sample_inputs=inputs)
     samples = sample_list(inputs)
     want = [evaluate(graph, s) for s in samples]
 
     def limited(p: Pass, before: Graph, limit: int | None) -> _Trial:
-        ctx = Context(supports or (lambda node: yes), inputs)
+        ctx = Context(supports or (lambda node: yes), rates or Rates(), inputs)
         with Journal(limit) as journal:
             after = p.run(before, ctx)
         error = worst(compare(w, evaluate(after, s)) for w, s in zip(want, samples))

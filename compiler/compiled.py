@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 
 from effc.aliasing import overlapping
-from effc.calling import Calling, Viewed
+from effc.calling import Calling, Source, Viewed
 from effc.ir import Graph, bind_symbols, evaluate
 from effc.ir.symbols import symbolic
 from effc.record import Record
 
-__all__ = ["CompiledGraph"]
+__all__ = ["CompiledGraph", "LiveWeights"]
 
 # Weight sets whose folded and packed constants are kept at once. More than one is needed where one
 # code object serves several module instances (regional compilation of repeated layers).
@@ -39,13 +40,8 @@ class CompiledGraph:
         self.calling, self.graph, self.record = calling, graph, record
         self._effc_record = record
         self._original = original
-        self._bound: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
-        self._last: tuple[tuple[Any, ...], Any] | None = None
-        self._lock = threading.Lock()
+        self._bind = LiveWeights(calling.weights, record.executable.bind)
         # unpacked here, because every call goes through them
-        self._weights: list[tuple[str, int | None, Any]] = [
-            (w.name, w.position, w.tensor) for w in calling.weights
-        ]
         self._inputs: list[tuple[int | None, Any]] = [
             (i.position, i.tensor) for i in calling.inputs
         ]
@@ -106,22 +102,45 @@ class CompiledGraph:
         written = [n for n, (i, _) in enumerate(tensors) if i in positions]
         return overlapping([a for _, a in tensors], written)
 
-    # -------------------------------------------------------------- weights
+    def refresh(self) -> None:
+        """Forget folded and packed weights; the next call makes them anew."""
+        self._bind.refresh()
 
-    def _bind(self, arguments: Sequence[Any]) -> Any:
-        tensors = [owned if at is None else arguments[at] for _, at, owned in self._weights]
-        key = tuple(map(_stamp, tensors))
+
+class LiveWeights:
+    """What `bind` makes of the weights that a call finds, by name; again where one was changed.
+
+    Looked at on every call, so a parameter that was replaced or written in place is noticed.
+    """
+
+    def __init__(self, weights: Iterable[Source], bind: Callable[[dict[str, Any]], Any]) -> None:
+        self._bind = bind
+        self._weights: list[tuple[str, int | None, Any]] = [
+            (w.name, w.position, w.tensor) for w in weights
+        ]
+        owned = [t for _, at, t in self._weights if at is None]
+        self._owned = owned if len(owned) == len(self._weights) else None
+        self._counted = self._owned is not None and not any(t.is_inference() for t in owned)
+        self._bound: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._last: tuple[tuple[Any, ...], Any] | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, arguments: Sequence[Any] = ()) -> Any:
+        tensors = self._owned
+        if tensors is None:
+            tensors = [owned if at is None else arguments[at] for _, at, owned in self._weights]
+        # two maps over functions of C: a decoder asks this for every token
+        places = tuple(map(_place, tensors))
+        key = places, tuple(map(_version, tensors) if self._counted else map(_version_of, tensors))
         last = self._last
         if last is not None and last[0] == key:
             return last[1]
         with self._lock:
             bound = self._bound.get(key)
             if bound is None:
-                places = {stamp[:1] for stamp in key}
-                for old in [k for k in self._bound if places and {s[:1] for s in k} == places]:
+                for old in [k for k in self._bound if places and k[0] == places]:
                     del self._bound[old]  # the same memory with older contents
-                named = {name: t for (name, _, _), t in zip(self._weights, tensors)}
-                bound = self.record.executable.bind(named)
+                bound = self._bind({name: t for (name, _, _), t in zip(self._weights, tensors)})
                 self._bound[key] = bound
                 while len(self._bound) > KEPT_WEIGHT_SETS:
                     self._bound.popitem(last=False)
@@ -131,15 +150,17 @@ class CompiledGraph:
         return bound
 
     def refresh(self) -> None:
-        """Forget folded and packed weights; the next call makes them anew."""
         with self._lock:
             self._bound.clear()
             self._last = None
 
 
-def _stamp(t: torch.Tensor) -> tuple[int, int]:
+_place, _version = torch.Tensor.data_ptr, attrgetter("_version")
+
+
+def _version_of(t: torch.Tensor) -> int:
     # inference tensors carry no version counter; they cannot be written outside inference mode
-    return t.data_ptr(), -1 if t.is_inference() else t._version
+    return -1 if t.is_inference() else t._version
 
 
 def _symbolic(value: Any) -> bool:

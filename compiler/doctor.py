@@ -183,10 +183,10 @@ def _cache() -> Finding:
 
 
 def _schedules() -> Finding:
-    from effc.backends.cpu.tuning import stored
+    from effc.backends.plan.tuning import stored
 
     folder, count = stored()
-    return Finding("schedules", "ok", f"{folder}, products timed: {count}")
+    return Finding("schedules", "ok", f"{folder}, problems timed: {count}")
 
 
 def _size(folder: Path) -> str:
@@ -199,6 +199,7 @@ NEEDS = {  # what each target needs of the findings before it
     "ptx-host": ("triton", "compiler"),
     "cuda-host": ("triton", "cuda", "compiler"),
     "triton": ("triton", "gpu driver", "compiler"),
+    "cuda": ("triton", "cuda", "gpu driver", "compiler"),
 }
 
 

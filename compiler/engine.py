@@ -12,13 +12,14 @@ import torch
 
 import effc.aten  # noqa: F401  (registers the converters)
 from effc.backends import find_backend
+from effc.calibration import progress
 from effc.calling import Calling
 from effc.capture import Captured, Refusal
 from effc.compiled import CompiledGraph
 from effc.dump import Dump
-from effc.importer import Imported, import_captured
+from effc.importer import import_captured
 from effc.instruments import Verify
-from effc.ir import UnsupportedError, bind_symbols, node_text
+from effc.ir import Graph, OptionError, UnsupportedError, bind_symbols, node_text
 from effc.options import Options
 from effc.pipeline import run_pipeline
 from effc.record import Guard, Record
@@ -33,11 +34,13 @@ def compile_captured(
     record: Record,
     original: Callable[..., Any],
     sample_arguments: Sequence[Any] | None = None,
+    calibration: Sequence[Sequence[Any]] | None = None,
 ) -> CompiledGraph | Refusal:
     """Raises UnsupportedError (strict), PassError, and what a backend's compile raises.
 
     original: runs the same arguments as PyTorch would; used where a call cannot be taken.
-    sample_arguments: real runtime arguments, to measure passes with.
+    sample_arguments: real runtime arguments, to measure passes with. calibration: many such sets,
+    for passes that learn from data.
     """
     with record.phase("import"):
         imported = import_captured(captured)
@@ -52,27 +55,53 @@ def compile_captured(
         record.sizes = {str(k): v for k, v in bind_symbols(imported.graph, samples).items()}
         if dump is not None:
             dump.inputs = samples
+    learning = None
+    if calibration is not None:
+        learning = [
+            [_argument(captured, i, arguments) for i in imported.arguments]
+            for arguments in calibration
+        ]
+        for values in learning:
+            bind_symbols(imported.graph, values)  # a set that does not fit is found before any pass
     with record.phase("passes"):
         record.stages = run_pipeline(
-            imported.graph, options.passes, supports=backend.supports,
+            imported.graph, options.passes, supports=backend.supports, rates=backend.rates,
             sample_inputs=samples if options.measure else None,
+            calibration=learning, progress=progress,
             instruments=[*([Verify()] if options.verify else []), *([dump] if dump else [])],
         )  # fmt: skip
-    with record.phase("backend"):
-        told = {
-            "captured": imported.graph,  # the plan shares memory only where it does
-            "float32_matmul_precision": options.float32_matmul_precision,
-            "tune": options.tune,
-        }
-        record.executable = backend.compile(record.stages[-1].graph, told)
+    build(record, imported.graph, options)
     if dump is not None:
         dump.complete()
-    if options.strict and record.executable.fallbacks:
-        raise unsupported(record, imported)
+    check_strict(record, options)
     return CompiledGraph(Calling.of(captured, imported), imported.graph, record, original)
 
 
-def unsupported(record: Record, imported: Imported) -> UnsupportedError:
+def build(record: Record, captured: Graph, options: Options) -> None:
+    """Plan the graph of the last stage. captured: the plan shares memory only where this does."""
+    told = {
+        "captured": captured,
+        "float32_matmul_precision": options.float32_matmul_precision,
+        "tune": options.tune,
+        "cuda_graphs": options.cuda_graphs,
+    }
+    backend = find_backend(options.target)
+    if options.cuda_graphs and not backend.graphs:
+        raise OptionError(
+            f"target {backend.name!r} has no CUDA graphs", fix="drop cuda_graphs=True"
+        )
+    with record.phase("backend"):
+        executable = backend.compile(record.stages[-1].graph, told)
+    record.executable = executable
+
+
+def check_strict(record: Record, options: Options) -> None:
+    """Raises UnsupportedError where strict=True and something runs through ATen."""
+    if options.strict and record.executable.fallbacks:
+        raise unsupported(record)
+
+
+def unsupported(record: Record) -> UnsupportedError:
     """strict=True: every node without a kernel at once, with its line, reason and a fix."""
     graph = record.stages[-1].graph
     rows = []
@@ -123,4 +152,4 @@ def _argument(captured: Captured, index: int, arguments: Sequence[Any]) -> Any:
     return given.tensor if given.position is None else arguments[given.position]
 
 
-__all__ = ["CompiledGraph", "compile_captured", "guards_of"]
+__all__ = ["CompiledGraph", "build", "check_strict", "compile_captured", "guards_of"]

@@ -50,8 +50,9 @@ def explain(
         return explain_records(_name(compiled), records, targets)
     breaks = list(dict.fromkeys(r.graph_break for r in records if r.graph_break is not None))
     return Explanation(
-        _name(compiled), [r.report() for r in records], breaks, notes, records=records
-    )
+        _name(compiled), [r.report() for r in records], breaks, notes,
+        steps=getattr(compiled, "_effc_steps", []), records=records,
+    )  # fmt: skip
 
 
 def records_of(compiled: Any) -> tuple[list[Record], list[str]]:

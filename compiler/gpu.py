@@ -15,13 +15,15 @@ from typing import Any
 
 from effc import plain
 from effc.backends.base import Options
+from effc.backends.cuda.lowering import CUDA
 from effc.backends.gpu import GPU
+from effc.backends.gpu.backend import model_of
 from effc.backends.plan.plan import Plan
 from effc.backends.plan.planner import make_plan
 from effc.backends.plan.steps import HostCall, KernelCall
 from effc.codegen.gpu import DEVICES, Device, estimate, occupancy, resources
-from effc.codegen.triton.compile import Target, compile_kernels, target
-from effc.codegen.triton.kernel import TritonKernel
+from effc.codegen.gpu.compile import compile_kernels
+from effc.codegen.triton.compile import Target, target
 from effc.ir import Graph, InputError, Op, OptionError, nearest
 from effc.ir.op import Cost
 from effc.ir.symbols import product
@@ -37,6 +39,7 @@ __all__ = [
 ]  # fmt: skip
 
 VERSION = 1  # of the JSON form
+WITH_CUDA = ("cuda", "cuda-host")  # targets whose plans have CUDA C++ kernels
 PRECISION = "float32_matmul_precision"  # among the facts of the machine that a plan was made for
 
 
@@ -111,13 +114,21 @@ class GpuExplanation:
 
 def gpu_stages(captured: Graph, pipeline: str) -> list[Stage]:
     """The captured graph through the passes of a pipeline, asked what GPUs have kernels for."""
-    return run_pipeline(captured, Pipeline.parse(pipeline), supports=GPU.claim)
+    return run_pipeline(captured, Pipeline.parse(pipeline), supports=GPU.claim, rates=GPU.rates)
 
 
-def gpu_plan(graph: Graph, captured: Graph | None = None, precision: str | None = None) -> Plan:
-    """The plan of a graph after its passes; the same for every GPU. Reads no weights."""
+def gpu_plan(
+    graph: Graph, captured: Graph | None = None, precision: str | None = None,
+    to: Target | None = None, cuda: bool = False,
+) -> Plan:  # fmt: skip
+    """The plan of a graph after its passes. Reads no weights.
+
+    to: the kind of GPU that schedules are for; None: what fits all of them. cuda: with the kernels
+    of target `cuda`.
+    """
     options = Options(captured=captured, float32_matmul_precision=precision)
-    return make_plan(graph, options, GPU)
+    lowerings = CUDA if cuda else GPU
+    return make_plan(graph, options, lowerings if to is None else lowerings.on(model_of(to)))
 
 
 # ------------------------------------------------------------------ what is explained
@@ -135,7 +146,7 @@ def explain_records(name: str, records: Sequence[Any], targets: Sequence[str]) -
         captured = record.stages[0].graph
         reports += explain_graph(
             record.name, captured, targets, pipeline=record.pipeline, precision=precision,
-            sizes=record.sizes,
+            sizes=record.sizes, cuda=record.target in WITH_CUDA,
         )  # fmt: skip
     return GpuExplanation(name, reports, notes)
 
@@ -151,7 +162,7 @@ def explain_saved(path: Path, targets: Sequence[str]) -> GpuExplanation:
         precision = a.facts["machine"].get(PRECISION)
         reports = explain_graph(
             a.facts["name"], a.stages[0].graph, targets, pipeline=a.facts["pipeline"],
-            precision=precision, sizes=a.report.sizes,
+            precision=precision, sizes=a.report.sizes, cuda=a.facts["target"] in WITH_CUDA,
         )  # fmt: skip
         return GpuExplanation(a.facts["name"], reports)
     found = [p.parent for p in sorted(path.rglob("000_*.py"))] if path.is_dir() else [path]
@@ -182,18 +193,20 @@ def _explain_text(path: Path, targets: Sequence[str]) -> list[GpuReport]:
 
 def explain_graph(
     name: str, captured: Graph, targets: Sequence[str], *, pipeline: str = "",
-    precision: str | None = None, sizes: Mapping[str, int | float] = {},
+    precision: str | None = None, sizes: Mapping[str, int | float] = {}, cuda: bool = False,
 ) -> list[GpuReport]:  # fmt: skip
     """A report of the graph for each target, after the passes of the pipeline.
 
     targets: "cuda:sm_90", "hip:gfx942", or devices by name: "h100". sizes: numbers behind the
-    graph's symbols, for costs. Raises OptionError for a target of which nothing is known, and
-    UnsupportedError where Triton is not installed.
+    graph's symbols, for costs. cuda: of target `cuda`, not `triton`. Raises OptionError for a
+    target of which nothing is known, and UnsupportedError where Triton is not installed.
     """
     chosen = [find_target(t) for t in targets]
     graph = gpu_stages(captured, pipeline)[-1].graph
-    plan = gpu_plan(graph, captured, precision)
-    return [_report(name, plan, to, devices, sizes) for to, devices in chosen]
+    return [
+        _report(name, gpu_plan(graph, captured, precision, to, cuda), to, devices, sizes)
+        for to, devices in chosen
+    ]
 
 
 def find_target(text: str) -> tuple[Target, list[Device]]:
@@ -223,9 +236,8 @@ def _report(
     for step in plan.steps:
         if isinstance(step, HostCall) and step.launch.kind != "view":
             hosted[step.launch.call] = hosted.get(step.launch.call, 0) + 1
-    kernels = [k for k in plan.kernels.values() if isinstance(k, TritonKernel)]
     rows = []
-    for compiled in compile_kernels(kernels, to):
+    for compiled in compile_kernels(plan.kernels.values(), to):
         mine = [c for c in calls if c.kernel.name == compiled.kernel.name]
         r = resources(compiled)
         fits = occupancy(r, devices[0]) if devices else None

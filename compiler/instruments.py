@@ -26,6 +26,7 @@ from effc.ir import (
 )  # fmt: skip
 from effc.ir.rewrite import Journal
 from effc.ir.text import node_text
+from effc.passes.base import Pass
 from effc.pipeline import Instrument, Run, Stage
 
 __all__ = ["Dump", "Instrument", "Measure", "Verify", "evaluate"]
@@ -93,12 +94,17 @@ class Measure(Instrument):
         self.first = [evaluate(graph, s) for s in self.samples]
         self.last = self.first
 
+    def before(self, run: Run, p: Pass) -> None:
+        self.applied = p
+
     def after(self, run: Run, stage: Stage, journal: Journal) -> Stage:
         if not self.samples:
             return stage
         if not stage.changed:
             return replace(stage, error=SAME, total_error=run.stages[-1].total_error or SAME)
         before, pairs = run.stages[-1].graph, _pairs(run.stages[-1].graph, stage.graph, journal)
+        if self.applied.changes_interface:
+            return self._across(before, stage)
         seen: list[list[Difference]] = [[] for _ in pairs]
         results = []
         for sample in self.samples:
@@ -115,6 +121,17 @@ class Measure(Instrument):
         by_node = _node_errors(before, stage.graph, pairs, [worst(s) for s in seen], self.KEEP)
         stage = replace(stage, error=error, total_error=total, node_errors=by_node)
         return self._judge(stage)
+
+    def _across(self, before: Graph, stage: Stage) -> Stage:
+        """Of a pass that changes the interface: the results that both graphs have."""
+        inputs = [tuple(self.applied.inputs_after(before, stage.graph, s)) for s in self.samples]
+        self.samples = inputs
+        results = [self._evaluate(stage, s, set(), {}) for s in inputs]
+        error = worst(compare(a, b[: len(a)]) for a, b in zip(self.last, results))
+        total = worst(compare(a, b[: len(a)]) for a, b in zip(self.first, results))
+        self.last = results
+        self.first = [(*a, *b[len(a) :]) for a, b in zip(self.first, results)]
+        return self._judge(replace(stage, error=error, total_error=total))
 
     def _evaluate(self, stage: Stage, sample: Any, watch: set[Op], into: dict[Op, Any]) -> Any:
         try:

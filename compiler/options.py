@@ -27,6 +27,9 @@ class Options:
     verify: check every graph and its text after every pass.
     tune: measure schedules of kernels of which nothing is known yet, some 0.1 s for each; the times
     are kept in the cache folder, where every later compilation finds them.
+    cuda_graphs: on an NVIDIA GPU, launch what is between two torch routines as one CUDA graph, from
+    the second call with the same sizes on. Results are the caller's own as ever, and inputs may lie
+    anywhere; other targets refuse it.
 
     float32_matmul_precision: "highest", "high" or "medium", with the meaning they have for
     torch.set_float32_matmul_precision; None is what is set there when a graph is compiled. A
@@ -47,6 +50,7 @@ class Options:
     verify: bool = bool(os.environ.get("EFFC_VERIFY"))
     float32_matmul_precision: str | None = None
     tune: bool = False
+    cuda_graphs: bool = False
 
     @staticmethod
     def of(given: Mapping[str, Any] | None) -> Options:

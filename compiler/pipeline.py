@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from effc.ir import EffcError, Graph, Op, PassError, Tensor, yes
+from effc.ir import EffcError, Graph, Op, PassError, Rates, Tensor, yes
 from effc.ir.rewrite import Answer, Journal
 from effc.ir.verify import window
-from effc.passes.base import Context, Pass, Pipeline
+from effc.passes.base import Context, Pass, Pipeline, Progress
 from effc.stage import Stage
 from effc.stagediff import graph_diff
 
@@ -47,6 +47,9 @@ class Run:
 
     pipeline: Pipeline
     sample_inputs: Sequence[Any] | None = None
+    calibration: Sequence[Sequence[Any]] | None = None
+    progress: Progress | None = None
+    rates: Rates = field(default_factory=Rates)
     stages: list[Stage] = field(default_factory=list)
 
 
@@ -55,17 +58,22 @@ def run_pipeline(
     pipeline: Pipeline,
     *,
     supports: Callable[[Op], Answer] | None = None,
+    rates: Rates | None = None,
     sample_inputs: Sequence[Any] | None = None,
+    calibration: Sequence[Sequence[Any]] | None = None,
+    progress: Progress | None = None,
     instruments: Sequence[Instrument] = (),
 ) -> list[Stage]:
     """Apply the passes; the result has one stage for the capture and one for each pass.
 
+    supports, rates: what the target takes, and what its time goes by.
     sample_inputs: values for the graph's inputs (or a list of such sets). With them at hand every
-    pass's error is measured. Raises PipelineError for an impossible order before anything runs,
-    PassError naming pass, stage and node when a pass fails.
+    pass's error is measured. calibration: many such sets, for passes that learn from data; while
+    they do, `progress(steps, title)` may show how far they are. Raises PipelineError for an
+    impossible order before anything runs, PassError naming pass, stage and node when a pass fails.
     """
     pipeline.check()
-    run = Run(pipeline, sample_inputs)
+    run = Run(pipeline, sample_inputs, calibration, progress, rates or Rates())
     run.stages.append(Stage(0, "capture", "the model as captured", graph))
     watching = _with_measure(instruments, sample_inputs)
     try:
@@ -113,12 +121,17 @@ def _with_measure(
 def _apply(run: Run, p: Pass, supports: Callable[[Op], Answer]) -> tuple[Stage, Journal]:
     before = run.stages[-1].graph
     index = len(run.stages)
-    ctx = Context(supports=supports, sample_inputs=run.sample_inputs)
+    ctx = Context(
+        supports=supports, rates=run.rates, sample_inputs=run.sample_inputs,
+        calibration=run.calibration, uncompressed=_uncompressed(run.stages),
+    )  # fmt: skip
+    if run.progress is not None:
+        ctx.progress = run.progress
     start = time.perf_counter()
     try:
         with Journal() as journal:
             graph = p.run(before, ctx)
-        _check_interface(before, graph)
+        _check_interface(before, graph, p.changes_interface)
     except Exception as e:
         raise _pass_error(run, p, before, e) from e
     stage = Stage(
@@ -129,10 +142,22 @@ def _apply(run: Run, p: Pass, supports: Callable[[Op], Answer]) -> tuple[Stage, 
     return stage, journal
 
 
-def _check_interface(before: Graph, after: object) -> None:
+def _uncompressed(stages: Sequence[Stage]) -> Graph:
+    """The last graph that only exact passes made."""
+    graph = stages[0].graph
+    for stage in stages[1:]:
+        if stage.changed and stage.numerics is not None and stage.numerics.kind != "exact":
+            break
+        graph = stage.graph
+    return graph
+
+
+def _check_interface(before: Graph, after: object, may_change: bool) -> None:
     if not isinstance(after, Graph):
         raise PassError(f"run returned {type(after).__name__}, not a graph", fix="return the graph")
-    if [i.key for i in before.inputs] != [i.key for i in after.inputs]:
+    if may_change:
+        return
+    if [(i.key, i.state) for i in before.inputs] != [(i.key, i.state) for i in after.inputs]:
         raise PassError("the pass changes the inputs of the graph")
     if len(before.outputs) != len(after.outputs):
         raise PassError(

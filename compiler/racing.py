@@ -7,6 +7,7 @@ the same kernel runs, on copies of the operands that the launch gets, under ever
 from __future__ import annotations
 
 import ctypes
+import linecache
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ class _Backend(PtxHostBackend):
     program = _Program
 
     def __init__(self) -> None:
-        self.made: dict[str, Compiled] = {}
+        self.made: dict[str, Any] = {}  # kernels of any language, compiled
 
     def compiled(self, kernels: Mapping[str, Any]) -> list[Any]:
         made = super().compiled(kernels)
@@ -128,7 +129,7 @@ class _Watch:
     """Races launches as they come, in the plan's order."""
 
     def __init__(
-        self, made: Mapping[str, Compiled], plan: Plan, inputs: Sequence[Any], only: str | None,
+        self, made: Mapping[str, Any], plan: Plan, inputs: Sequence[Any], only: str | None,
         keep: Callable[[Raced], None], tolerance: tuple[float, float],
     ) -> None:  # fmt: skip
         from effc.backends.plan.binding import Binder
@@ -156,10 +157,13 @@ class _Watch:
     def _kernel(self, name: str) -> Kernel:
         if name not in self.kernels:
             c = self.made[name]
-            syntax = load(c.assembly).syntax
+            if isinstance(c, Compiled):  # Triton calls the file of a kernel by its name
+                lines = c.source.splitlines(keepends=True)
+                linecache.cache[f"<{name}>"] = len(c.source), None, lines, f"<{name}>"
             self.kernels[name] = Kernel(
-                syntax, name, shared=c.shared, block=c.threads, scratch=(c.scratch, 0)
-            )
+                load(c.assembly).syntax, name, shared=c.shared, block=c.threads,
+                scratch=(c.scratch, 0), names=[p.name for p in c.kernel.pointers],
+            )  # fmt: skip
         return self.kernels[name]
 
     def _memory(self, call: KernelCall, addresses: int) -> dict[int, torch.Tensor]:

@@ -10,10 +10,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from effc.report import Explanation, Fallback, Miss, Report, RuleRow, StageRow
+from effc.report import Explanation, Fallback, Miss, Report, RuleRow, RunRow, StageRow, StepRow
 from effc.show import amount, counted, duration, grid
 
 __all__ = ["explanation_parts", "report_parts", "rule_parts"]
+
+SHARED = 4  # values that all blocks share, shown of one run
 
 
 def report_parts(report: Report) -> Iterable[Any]:
@@ -30,6 +32,8 @@ def report_parts(report: Report) -> Iterable[Any]:
     rules = [r for s in report.stages for r in s.rules if r.hits or _near(r)]
     if rules:
         yield _section("Rules", [_rule(r, _near(r)) for r in rules])
+    if report.runs:
+        yield _section("Blocks", map(_run, report.runs))
     if report.launches:
         arena = f", {amount(report.memory, 'B')} of memory for values" if report.memory else ""
         yield _section(f"Plan: {counted(_steps(report), 'step')}{arena}", [_launches(report)])
@@ -53,6 +57,8 @@ def explanation_parts(explanation: Explanation) -> Iterable[Any]:
     yield Text(f"{explanation.name}: {', '.join(parts)}", style="bold")
     for note in explanation.notes:
         yield Padding(Text(note), (0, 0, 0, 2))
+    if explanation.steps:
+        yield _section("Steps", [_steps_run(explanation.steps)])
     for report in explanation.reports:
         yield Text("")
         yield from report_parts(report)
@@ -80,13 +86,15 @@ def _section(title: str, parts: Iterable[Any]) -> Any:
 def _stages(stages: Sequence[StageRow]) -> Table:
     measured = any(s.error for s in stages)
     errors = (">error", ">total") if measured else ()
-    table = grid(">", "pass", ">rewrites", ">nodes", ">time", *errors, ">FLOP", ">bytes")
+    lossy = any(s.changed and not s.numerics.startswith("exact") for s in stages[1:])
+    stored = (">stored",) if lossy else ()
+    table = grid(">", "pass", ">rewrites", ">nodes", ">time", *errors, ">FLOP", ">bytes", *stored)
     for s in stages:
         shown = [_error(s.error), _error(s.total_error)] if measured else []
         table.add_row(
             str(s.index), Text(s.name), str(s.rewrites) if s.index else "", str(s.nodes),
             duration(s.seconds) if s.index else "", *shown,
-            _brief(s.flops), _brief(s.bytes),
+            _brief(s.flops), _brief(s.bytes), *([_brief(s.stored)] if lossy else []),
         )  # fmt: skip
     return table
 
@@ -139,8 +147,31 @@ def _fallback(fallback: Fallback) -> Any:
     return Group(head, *(Padding(r, (0, 0, 0, 4)) for r in rows))
 
 
+def _steps_run(steps: Sequence[StepRow]) -> Table:
+    table = grid("", ">calls", ">tokens", ">per call", ">tokens/s")
+    for s in steps:
+        rate = f"{s.tokens / s.seconds:.1f}" if s.seconds else ""
+        table.add_row(
+            Text(s.run), str(s.calls), str(s.tokens), duration(s.seconds / max(s.calls, 1)), rate
+        )
+    return table
+
+
 def _steps(report: Report) -> int:
     return sum(r.count for r in report.launches) + sum(len(f.nodes) for f in report.fallbacks)
+
+
+def _run(run: RunRow) -> Any:
+    own = run.bytes if isinstance(run.bytes, str) else amount(run.bytes, "B").strip()
+    parts = filter(None, (run.before, f"{run.blocks} × block", run.after))
+    head = Text.assemble(
+        (f"{run.blocks} blocks of {counted(run.nodes, 'node')}", "bold"),
+        f", {own} of weights each: {' | '.join(parts)}",
+    )  # fmt: skip
+    rows = [_row(f"shared by all: {s.text}", s.where) for s in run.shared[:SHARED]]
+    if len(run.shared) > SHARED:
+        rows.append(Text(f"and {len(run.shared) - SHARED} more"))
+    return Group(head, *(Padding(r, (0, 0, 0, 2)) for r in rows))
 
 
 def _launches(report: Report) -> Table:

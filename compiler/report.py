@@ -6,7 +6,7 @@ looks on a terminal is `render`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,14 @@ from effc import plain
 from effc.ir import Graph, NearMiss, Op, RuleStats, evaluate, nearest, node_text, symbol
 from effc.ir.errors import OptionError
 from effc.ir.symbols import dim_text, symbolic
+from effc.passes.analysis.blocks import Run, find_runs, weight_bytes
 from effc.record import Break, Guard, Record
 
 if TYPE_CHECKING:
     from effc.difference import Difference
     from effc.stage import Stage
 
-__all__ = ["VERSION", "Break", "Explanation", "Report", "sized"]
+__all__ = ["VERSION", "Break", "Explanation", "Report", "StepRow", "sized"]
 
 VERSION = 1  # of the JSON form; raised when a field changes its meaning or goes away
 MISSES = 3  # near misses shown of one rule
@@ -80,6 +81,7 @@ class StageRow:
     notes: list[str] = field(default_factory=list)
     rules: list[RuleRow] = field(default_factory=list)
     node_errors: list[NodeErrorRow] = field(default_factory=list)
+    stored: float | str = 0  # bytes of the weights that the graph still reads
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,22 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class RunRow:
+    """Equal blocks in a row, in the graph of a stage. bytes: of the weights of one block alone;
+    before, after: what stands around the run; shared: values that all blocks read."""
+
+    stage: int
+    blocks: int
+    nodes: int  # of one block
+    updates: int  # residual sums of one block
+    bytes: float | str
+    before: str
+    after: str
+    shared: list[Line]
+    where: str  # of the first block
+
+
+@dataclass(frozen=True)
 class RefusalRow:
     kind: str
     reason: str
@@ -136,6 +154,7 @@ class Report:
     graph_break: Break | None = None
     error: str | None = None  # why the compilation stopped
     version: int = VERSION
+    runs: list[RunRow] = field(default_factory=list)
 
     @staticmethod
     def of(record: Record, error: Exception | None = None) -> Report:
@@ -147,6 +166,7 @@ class Report:
             getattr(ex, "memory", None), dict(record.sizes),
             list(record.guards), record.recompile_cause,
             record.graph_break, str(error) if error else None,
+            runs=[] if error else _runs(stages, record.sizes),
         )  # fmt: skip
 
     @property
@@ -182,6 +202,16 @@ class Report:
 
 
 @dataclass(frozen=True)
+class StepRow:
+    """What an executable of a step plan has done: seconds in its calls, sampling aside."""
+
+    run: str
+    calls: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Everything effc did for one model: a report for each graph, and why there are several."""
 
@@ -190,6 +220,7 @@ class Explanation:
     breaks: list[Break] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     version: int = VERSION
+    steps: list[StepRow] = field(default_factory=list)  # of a decoder
     records: list[Record] = field(default_factory=list, repr=False, compare=False)  # not in JSON
 
     def rule(self, name: str) -> list[tuple[StageRow, RuleRow]]:
@@ -233,6 +264,7 @@ def _stage(stage: Stage, sizes: Mapping[str, int | float]) -> StageRow:
             NodeErrorRow(n.before, n.after, n.where, ErrorRow(n.error.max_abs, n.error.relative_l2))
             for n in stage.node_errors
         ],
+        sized(weight_bytes(stage.graph.weights), sizes),
     )  # fmt: skip
 
 
@@ -257,6 +289,30 @@ def _rule(stats: RuleStats) -> RuleRow:
 def _miss(miss: NearMiss) -> Miss:
     line = miss.node_text.partition("  # ")[0]
     return Miss(line, miss.reason, miss.where, miss.depth, miss.checked)
+
+
+def _runs(stages: Sequence[Stage], sizes: Mapping[str, int | float]) -> list[RunRow]:
+    """Of the last graph; of the one before where the last pass rolled them, or of the capture."""
+    for stage in (*stages[:-3:-1], *stages[:1]):
+        rows = [_run(stage, run, sizes) for run in find_runs(stage.graph)]
+        if rows:
+            return rows
+    return []
+
+
+def _run(stage: Stage, run: Run, sizes: Mapping[str, int | float]) -> RunRow:
+    first = run.blocks[0]
+    return RunRow(
+        stage.index, len(run), len(first.nodes), len(first.updates),
+        sized(weight_bytes(first.weights), sizes), _ops(run.before), _ops(run.after),
+        [Line(_line(stage.graph, s), s.where) for s in run.shared], first.result.where,
+    )  # fmt: skip
+
+
+def _ops(nodes: Sequence[Op]) -> str:
+    """Few nodes by their ops, many by their number; those that only look at memory aside."""
+    found = [n.name for n in nodes if not n.view]
+    return ", ".join(found) if len(found) <= 3 else f"{len(found)} nodes"
 
 
 def _refusal(refusal: Any) -> RefusalRow | None:

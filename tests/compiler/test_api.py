@@ -136,5 +136,3 @@ def test_a_recipe_is_a_pipeline(net):
         effc.compile(net, recipe="quantise", example_inputs=(x,))
     with pytest.raises(OptionError, match="both name the passes"):
         effc.compile(net, recipe="simplify", pipeline="simplify", example_inputs=(x,))
-    with pytest.raises(OptionError, match="calibrate"):
-        effc.compile(net, calibrate=[x], example_inputs=(x,))

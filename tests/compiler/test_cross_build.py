@@ -1,7 +1,5 @@
 """`effc build`: a saved model for GPUs elsewhere, and loading it there, with a driver on the CPU."""
 
-import ctypes
-
 import pytest
 import torch
 from click.testing import CliRunner
@@ -10,15 +8,11 @@ from torch import nn
 import effc
 from effc.artefact import read_artefact
 from effc.backends import base
-from effc.backends import triton as room
-from effc.backends.gpu.driver import Driver, Function
-from effc.backends.ptx_host import FAILED, SCHEDULER, host_kernel
-from effc.backends.triton import Gpu, TritonBackend
+from effc.backends.gpu import backend as room
+from effc.backends.triton import TritonBackend
 from effc.cli import cli, main
-from effc.codegen.build import Unit, build_many
-from effc.codegen.triton.compile import target
 from effc.ir import ArtefactError, EffcError, OptionError
-from tests.backends.test_gpu_launcher import DRIVER, HostKernel, OnHost
+from tests.backends.host_gpu import HostBackend
 
 TARGETS = ("cuda:sm_80", "hip:gfx942")
 
@@ -58,49 +52,12 @@ def built(saved):
     return out
 
 
-class HostDriver(Driver):
-    """Takes the PTX that comes with a binary and runs it on the CPU."""
-
-    def __init__(self):
-        (library,) = build_many([Unit(DRIVER, "driver")])
-        super().__init__(library.cdll, {"launch": "launch", "error": "explain"})
-        self.taken, self.kept = [], [library]
-
-    def load(self, compiled, device):
-        assert compiled.binary[:4] == b"\x7fELF", "a cubin"
-        self.taken.append(compiled.kernel.name)
-        kernel = host_kernel(compiled)
-        units = [Unit(k.code, k.name, k.flags) for k in (SCHEDULER, kernel)]
-        scheduler, library = build_many(units)
-        addresses = [
-            ctypes.cast(getattr(lib.cdll, name), ctypes.c_void_p).value
-            for lib, name in ((library, kernel.name), (scheduler, SCHEDULER.name))
-        ]
-        counts = len(compiled.kernel.pointers), len(compiled.kernel.numbers)
-        hosted = HostKernel(addresses[0], *counts, addresses[1], FAILED.address, 0)
-        self.kept += [scheduler, library, hosted]
-        return Function(ctypes.addressof(hosted), compiled.threads, compiled.shared)
-
-
-class HostTriton(TritonBackend):
-    """The target with a device of the CPU's."""
-
-    device, program = "cpu", OnHost
-    here = "cuda:sm_80"
-
-    def __init__(self):
-        self.driver = HostDriver()
-
-    def gpu(self):
-        return Gpu(self.driver, 0, "Example 1000", target(self.here))
-
-
 @pytest.fixture
 def device(monkeypatch):
     """A machine with a GPU, on which nothing can be compiled."""
-    backend = HostTriton()
+    backend = HostBackend()
     monkeypatch.setitem(base._registry.made, "triton", backend)
-    for name in ("compile_kernels", "build_many", "triton_version"):
+    for name in ("compile_kernels", "launcher", "triton_version"):
         monkeypatch.setattr(room, name, lambda *a: pytest.fail("something is compiled"))
     return backend
 
@@ -109,8 +66,9 @@ def test_a_built_model_holds_everything_for_every_target(built):
     a = read_artefact(built)
     assert a.facts["target"] == "triton"
     assert a.facts["machine"]["targets"] == list(TARGETS)
-    kernels = {o.functions[0] for o in a.objects if o.target}
-    assert len(kernels) == 3 and len(a.objects) == 1 + 2 * len(kernels)
+    kernels = [o.functions[0] for o in a.objects if o.target == "cuda:sm_80"]
+    others = [o.functions[0] for o in a.objects if o.target == "hip:gfx942"]
+    assert len(set(kernels)) == 3 and len(a.objects) == 1 + len(kernels) + len(others)
     for o in a.objects:
         assert o.code[:4] == b"\x7fELF"
         if o.target:
@@ -119,7 +77,7 @@ def test_a_built_model_holds_everything_for_every_target(built):
             assert mark in o.assembly
     members = a.contents.members
     assert sum(n.endswith(".cubin") for n in members) == len(kernels)
-    assert sum(n.endswith(".hsaco") for n in members) == len(kernels)
+    assert sum(n.endswith(".hsaco") for n in members) == len(others)
     assert sum(row.count for row in a.report.launches if row.kind == "kernel") == len(kernels)
 
 
@@ -147,11 +105,11 @@ def test_a_loaded_model_is_saved_and_loaded_again(built, device, tmp_path):
 
 
 def test_another_device_is_refused_naming_both(built, device):
-    device.here = "cuda:sm_90"
+    device.here = "cuda:sm_75"
     with pytest.raises(ArtefactError) as e:
         effc.load(built)
     assert e.value.why == (
-        "it was built for cuda:sm_80 and hip:gfx942, and Example 1000 is a cuda:sm_90"
+        "it was built for cuda:sm_80 and hip:gfx942, and Example 1000 is a cuda:sm_75"
     )
     assert "rebuild=True" in e.value.fix
 
@@ -166,6 +124,19 @@ def test_no_device_is_a_sentence(built):
     executable = TritonBackend().cross_compile(read_artefact(built).stages[-1].graph, [])
     with pytest.raises(EffcError, match="not for this machine"):
         executable.bind()
+
+
+def test_a_model_compiled_with_cuda_kernels_is_built_with_them(tmp_path):
+    c = effc.compile(nn.Softmax(-1), example_inputs=(X,), measure=False, target="cuda-host")
+    c.save(tmp_path / "model.effc")
+    effc.build(tmp_path / "model.effc", ["cuda:sm_80"], tmp_path / "gpu.effc")
+    a = read_artefact(tmp_path / "gpu.effc")
+    assert a.facts["target"] == "cuda"
+    (o,) = (o for o in a.objects if o.target)
+    assert "__global__" in o.source and o.code[:4] == b"\x7fELF"
+    assert f"kernels/{o.name}.cu" in a.contents.members
+    with pytest.raises(OptionError, match="sm_80 and newer, not hip:gfx942"):
+        effc.build(tmp_path / "model.effc", ["hip:gfx942"], tmp_path / "gpu.effc")
 
 
 def test_a_damaged_file_is_refused(built, device, tmp_path):

@@ -72,11 +72,12 @@ def test_json_comes_back(record):
     assert list(data) == [
         "name", "pipeline", "target", "seconds", "refusal", "stages", "launches", "fallbacks",
         "memory", "sizes", "guards", "recompile_cause", "graph_break", "error",
-        "version",
+        "version", "runs",
     ]  # fmt: skip
     assert list(data["stages"][1]) == [
         "index", "name", "title", "numerics", "seconds", "rewrites", "changed", "nodes", "flops",
         "bytes", "error", "total_error", "violation", "unchanged", "notes", "rules", "node_errors",
+        "stored",
     ]  # fmt: skip
 
 

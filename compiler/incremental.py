@@ -1,0 +1,293 @@
+"""A full-sequence forward as graphs over new tokens, whose keys and values are declared states.
+
+The forward is captured once. `insert-kv-cache` makes a graph over n new tokens of it, which is then
+specialised: n = 1 is a decode step, a batch of 1 has no symbolic sizes but n and the capacity. Each
+specialisation is planned when it is first called; all of them read the same weights, and constants
+made of those (joined, packed) are made once.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from effc.backends import Constants, find_backend
+from effc.calibration import progress
+from effc.calling import Calling
+from effc.capture import Captured, capture_exported
+from effc.collector import collector_paused
+from effc.compiled import LiveWeights
+from effc.dump import write_dump
+from effc.engine import build, check_strict, guards_of
+from effc.importer import Imported, import_captured
+from effc.instruments import Verify
+from effc.ir import EffcError, UnsupportedError
+from effc.ir import Tensor as TensorType
+from effc.ir.specialise import specialise
+from effc.ir.symbols import symbolic
+from effc.options import Options
+from effc.passes.base import Pipeline
+from effc.passes.cache import Cache, cache_of
+from effc.pipeline import Instrument, run_pipeline
+from effc.record import Record
+from effc.stage import Stage
+
+if TYPE_CHECKING:
+    import sympy
+
+__all__ = ["VARIANTS", "Compiled", "Form", "Incremental", "Variant"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to call the model whole: `module(ids, **given)` -> logits.
+
+    ids: int64 [B, T]. given: tensors of that shape, by name. Logits: [B, T, vocabulary].
+    """
+
+    module: nn.Module
+    given: tuple[str, ...] = ()
+
+
+class Variant(NamedTuple):
+    """Which graph: n = 1 or any n, a batch of 1 or any, told of padding or not, with the logits of
+    every position or of the last."""
+
+    decode: bool
+    one: bool
+    padded: bool = False
+    every: bool = False
+
+    def __str__(self) -> str:
+        said = {"batch=1": self.one, "padded": self.padded, "every": self.every}
+        options = ",".join(name for name, is_so in said.items() if is_so)
+        return ("decode" if self.decode else "prefill") + (f"{{{options}}}" if options else "")
+
+
+# every: a decode step has one position anyway
+VARIANTS = {
+    str(v): v
+    for v in (Variant(*four) for four in product((False, True), repeat=4))
+    if not (v.decode and v.every)
+}
+
+
+class Incremental:
+    """One form of a model, captured. Raises UnsupportedError with the reason where it cannot be."""
+
+    def __init__(
+        self, form: Form, name: str, recipe: str, options: Options,
+        calibration: Sequence[Sequence[Tensor]] | None = None,
+    ) -> None:  # fmt: skip
+        self.form, self.name, self.options = form, name, options
+        self.seconds: dict[str, float] = {}
+        start = perf_counter()
+        program = _exported(form)
+        self.seconds["export"] = perf_counter() - start
+        with collector_paused():
+            self._captured(program, recipe, calibration)
+        self._variants: dict[Variant, Compiled] = {}
+        self._lock = threading.Lock()
+
+    def _captured(
+        self, program: torch.export.ExportedProgram, recipe: str,
+        calibration: Sequence[Sequence[Tensor]] | None,
+    ) -> None:  # fmt: skip
+        start = perf_counter()
+        captured = capture_exported(program)
+        imported = import_captured(captured) if isinstance(captured, Captured) else captured
+        if not (isinstance(captured, Captured) and isinstance(imported, Imported)):
+            raise UnsupportedError(
+                f"{self.name} cannot be captured as one graph", why=str(imported),
+                fix="effc.compile without example_inputs compiles it piece by piece",
+            )  # fmt: skip
+        calling = Calling.of(captured, imported)
+        self.batch, self.size = _sizes(self.name, imported, calling)
+        self.longest = _upper_bound(captured, self.size)
+        self.guards = guards_of(captured)
+        self.seconds["capture"] = perf_counter() - start
+        start = perf_counter()
+        backend = find_backend(self.options.target)
+        self.pipeline = ",".join(filter(None, (recipe, f"insert-kv-cache{{dim={self.size}}}")))
+        self.stages = run_pipeline(
+            imported.graph, Pipeline.parse(self.pipeline), supports=backend.supports,
+            rates=backend.rates, calibration=calibration, progress=progress,
+            instruments=self._instruments(),
+        )  # fmt: skip
+        self.graph, self.device = self.stages[-1].graph, backend.device
+        self.cache: Cache = cache_of(self.graph)
+        self.seconds["passes"] = perf_counter() - start
+        self._live = LiveWeights(calling.weights, _Bindings)
+
+    def _instruments(self) -> list[Instrument]:
+        return [Verify()] if self.options.verify else []
+
+    def text(self) -> str:
+        """Of the graph as captured; it holds the digests of all weights."""
+        return self.stages[0].text
+
+    def states(self, batch: int, capacity: int) -> list[Tensor]:
+        """Memory for every state."""
+        sizes = {self.batch: batch, self.cache.capacity: capacity}
+        return [
+            torch.empty([sizes.get(n, n) for n in s.shape], dtype=s.dtype.torch, device=self.device)
+            for s in self.cache.states
+        ]
+
+    def variant(self, wanted: Variant) -> Compiled:
+        found = self._variants.get(wanted)
+        if found is None:
+            with self._lock:
+                found = self._variants.get(wanted)
+                if found is None:
+                    with collector_paused():
+                        found = self._compile(wanted)
+                    self._variants[wanted] = found
+        return found
+
+    @property
+    def compiled(self) -> Mapping[Variant, Compiled]:
+        return dict(self._variants)
+
+    def refresh(self) -> None:
+        self._live.refresh()
+
+    def _compile(self, wanted: Variant) -> Compiled:
+        known = {self.cache.size: 1} if wanted.decode else {}
+        if wanted.one:
+            known[self.batch] = 1
+        options, one_row = self.options, wanted.decode or wanted.every
+        passes = options.passes if one_row else Pipeline.parse(f"keep-last,{options.pipeline}")
+        record = Record(
+            f"{self.name}: {wanted}", f"{self.pipeline},{passes}", options.target,
+            seconds=dict(self.seconds), guards=list(self.guards),
+        )  # fmt: skip
+        with record.phase("passes"):
+            graph = specialise(self.graph, known)
+            told = ",".join(f"{k}={v}" for k, v in known.items()) or "no size"
+            at = len(self.stages)
+            backend = find_backend(options.target)
+            stages = run_pipeline(
+                graph, passes, supports=backend.supports, rates=backend.rates,
+                instruments=self._instruments(),
+            )  # fmt: skip
+            special = Stage(at, f"specialise {told}", "sizes known", graph, changed=bool(known))
+            record.stages = [
+                *self.stages, special, *(replace(s, index=at + s.index) for s in stages[1:])
+            ]  # fmt: skip
+        build(record, graph, options)
+        if options.dump is not None:
+            part = re.sub(r"\W+", "_", str(wanted)).strip("_")
+            write_dump(Path(options.dump) / f"graph_{part}", record)
+        check_strict(record, options)
+        return Compiled(wanted, record, [i.key for i in self.cache.given], self._live)
+
+
+class _Bindings:
+    """Executables with one set of weights, bound when first called; they share what they can."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        self.weights, self.constants = weights, Constants()
+        self.bound: dict[Compiled, Any] = {}
+        self.lock = threading.Lock()
+
+    def of(self, variant: Compiled) -> Any:
+        found = self.bound.get(variant)
+        if found is None:
+            with self.lock:
+                found = self.bound.get(variant)
+                if found is None:
+                    executable = variant.record.executable
+                    found = executable.bind(self.weights, self.constants)
+                    self.bound[variant] = found
+        return found
+
+
+class Compiled:
+    """One specialised graph, planned: new tokens and states in, logits and states out."""
+
+    def __init__(self, which: Variant, record: Record, given: list[str], live: LiveWeights) -> None:
+        self.which, self.record, self.name = which, record, str(which)
+        self.given = given  # names of all inputs but `past` and the states, ids first
+        self._live = live
+        self.calls, self.tokens, self.seconds = 0, 0, 0.0
+        self._counting = threading.Lock()
+
+    def bound(self) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+        """The executable with the weights as they are now: inputs in order -> outputs."""
+        return self._live().of(self)
+
+    def count(self, tokens: int, seconds: float) -> None:
+        with self._counting:
+            self.calls += 1
+            self.tokens += tokens
+            self.seconds += seconds
+
+
+# ------------------------------------------------------------------ capture
+
+BATCH, LENGTH = 2, 8  # of the traced call; both are sizes of the graph, not numbers
+
+
+def _exported(form: Form) -> torch.export.ExportedProgram:
+    ids = torch.zeros(BATCH, LENGTH, dtype=torch.int64)
+    kwargs = {name: torch.ones_like(ids) for name in form.given}
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    shapes: dict[str, Any] = {"ids": free, **dict.fromkeys(form.given, free)}
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                form.module, (ids,), kwargs, dynamic_shapes=shapes, strict=False
+            )
+    except EffcError:
+        raise
+    except Exception as e:  # torch.export documents no narrower class
+        lines = str(e).strip().splitlines()
+        raise UnsupportedError(
+            f"torch.export cannot capture {form.module} for every batch and length",
+            why=lines[0] if lines else type(e).__name__,
+            fix="write the forward so that batch and length of its ids may be any number",
+        ) from e
+
+
+def _sizes(name: str, imported: Imported, calling: Calling) -> tuple[Any, sympy.Symbol]:
+    """The symbols of batch and length. Raises UnsupportedError for another interface."""
+    if calling.copies:
+        written = calling.copies[0][0].name.removeprefix("model.")
+        raise UnsupportedError(
+            f"{name} writes into {written}", why="a call would see what another call left there",
+            fix="give it a forward over the whole sequence that keeps nothing",
+        )  # fmt: skip
+    graph = imported.graph
+    first, result = graph.inputs[0].of, graph.outputs[0].type if graph.outputs else None
+    assert isinstance(first, TensorType)
+    batch, size = first.shape
+    shape = result.shape if isinstance(result, TensorType) else ()
+    free = symbolic(batch) and symbolic(size)
+    if len(graph.outputs) != 1 or len(shape) != 3 or shape[1] != size or not free:
+        given = ", ".join(str(o.type) for o in graph.outputs)
+        raise UnsupportedError(
+            f"{name} must map ids [B, T] to logits [B, T, vocabulary]",
+            why=f"ids {first} give {given or 'no tensor'}",
+        )
+    return batch, size
+
+
+def _upper_bound(captured: Captured, size: Any) -> int | None:
+    """The longest sequence for which the trace holds."""
+    for given in captured.inputs:
+        val = given.node.meta.get("val")
+        for s in val.shape if isinstance(val, Tensor) else ():
+            if isinstance(s, torch.SymInt) and str(s) == str(size):
+                upper = s.node.shape_env.var_to_range[s.node.expr].upper
+                return None if upper > 10**9 else int(upper)
+    return None
