@@ -281,7 +281,11 @@ class Backend(ABC):
     name: ClassVar[str]
     device: ClassVar[str] = "cpu"  # where inputs and outputs live
     graphs: ClassVar[bool] = False  # whether it knows the option cuda_graphs
-    rates: Rates = Rates()  # for passes that weigh work against memory traffic
+
+    @property
+    def rates(self) -> Rates:
+        """What the target's time goes by, for passes that weigh work against memory traffic."""
+        return Rates()
 
     @abstractmethod
     def supports(self, node: Op) -> Answer:

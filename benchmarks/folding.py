@@ -110,15 +110,7 @@ class Bench:
 
     def pipeline(self, passes: str) -> None:
         """The loss after some passes, and what they said."""
-        if self.done(passes) is not None:
-            return
-        started, graph, notes = time.process_time(), self.graph, []
-        for p in Pipeline.parse(passes):
-            ctx = Context(calibration=self.calibration, uncompressed=self.graph)
-            graph = p.run(graph, ctx)
-            notes += ctx.notes
-        stored = int(weight_bytes(graph.weights))  # type: ignore[arg-type]
-        self.put(passes, self.held_out.mean(graph), started, stored=stored, notes=notes)
+        self.after(passes, self.graph, passes)
 
     def ranking(self, way: str, score: Callable[[Objective], Sequence[float]]) -> list[int]:
         """Blocks in the order in which they go; kept, since to learn it takes long."""
@@ -198,8 +190,14 @@ class Bench:
             ctx = Context(calibration=self.calibration, uncompressed=self.graph)
             graph = p.run(graph, ctx)
             notes += ctx.notes
-        stored = int(weight_bytes(graph.weights))  # type: ignore[arg-type]
+        stored = stored_bytes(graph)
         self.put(name, self.held_out.mean(graph), started, stored=stored, notes=notes)
+
+
+def stored_bytes(graph: Graph) -> int:
+    size = weight_bytes(graph.weights)
+    assert isinstance(size, int)  # weights have no symbolic sizes
+    return size
 
 
 PARTS = "base singles influence random gates ranks pairs ways perplexity".split()

@@ -61,7 +61,7 @@ class CpuBackend(Backend):
         return self.target.claim(node)
 
     @property
-    def rates(self) -> Rates:  # type: ignore[override]
+    def rates(self) -> Rates:
         return self.target.rates
 
     def prepare(self, plan: Plan) -> None:

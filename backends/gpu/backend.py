@@ -52,7 +52,7 @@ class GpuBackend(Backend):
         return self.lowerings.claim(node)
 
     @property
-    def rates(self) -> Rates:  # type: ignore[override]
+    def rates(self) -> Rates:
         return self.lowerings.rates
 
     def gpu(self) -> Gpu | No:

@@ -25,7 +25,7 @@ import torch
 from effc.codegen.build import Unit, build_many
 from effc.codegen.gpu.compile import AnyCompiled
 from effc.codegen.library import Library
-from effc.codegen.triton.kernel import TritonKernel
+from effc.codegen.triton import compile as triton
 from effc.ir import EffcError, Graph, InputError
 
 from ..base import Bound, Constants, Object
@@ -181,10 +181,10 @@ class GpuExecutable(PlanExecutable):
 
 def _object(c: AnyCompiled) -> Object:
     name = f"{str(c.target).replace(':', '_')}.{c.kernel.name}"
-    if isinstance(c.kernel, TritonKernel):
+    if isinstance(c, triton.Compiled):
         launch = {"shared": c.shared, "warps": c.warps, "scratch": c.scratch}
     else:
-        launch = {"registers": c.registers, "spills": c.spills}  # type: ignore[union-attr]
+        launch = {"registers": c.registers, "spills": c.spills}
     functions = (c.kernel.name,)
     return Object(name, c.kernel.source, c.binary, functions, str(c.target), c.assembly, launch)
 

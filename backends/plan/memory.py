@@ -7,7 +7,8 @@ another Ref. Strides are in elements and may be symbolic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -74,9 +75,8 @@ class Ref:
         """It shows all of the root, as it lies."""
         return (self.shape, self.strides, self.offset) == (self.root.shape, self.root.strides, 0)
 
-    def with_(self, **changes: object) -> Ref:
-        values = {"root": self.root, "shape": self.shape, "strides": self.strides}
-        return Ref(**{**values, "offset": self.offset, **changes})  # type: ignore[arg-type]
+    def with_(self, **changes: Any) -> Ref:
+        return replace(self, **changes)
 
 
 def whole(root: Root) -> Ref:

@@ -18,6 +18,17 @@ from effc.codegen.build import Unit, build_many
 from effc.codegen.triton.compile import target
 from effc.codegen.triton.schedules import SM_80
 
+# A plan of target `cuda` has kernels of both languages for it.
+MIXED = """
+def graph(x: bf16[20, 64], w: bf16[64, 64], g: bf16[64]):
+    y0 = linear(x, w)
+    y1 = rms_norm(y0, g)
+    y2 = permute(y1, dims=(1, 0))
+    y3 = add(y2, 1.0)
+    y4 = sin(y3)
+    return y4
+"""
+
 # A driver's functions over kernels of ptx-host: arguments come one address each, as CUDA takes them,
 # pointers first. A graph copies the arguments of its nodes when it is told them, as CUDA's do.
 DRIVER = """

@@ -18,6 +18,8 @@ from effc.codegen.cuda.kernel import CudaKernel
 from effc.codegen.cuda.toolchain import MissingCuda
 from effc.ir import interpret, parse
 
+from .host_gpu import MIXED
+
 pytest.importorskip("triton")
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-9}
@@ -244,24 +246,15 @@ def test_rows_across_memory_are_tritons():
 
 
 def test_a_plan_mixes_both_languages():
-    text = """
-def graph(x: bf16[20, 64], w: bf16[64, 64], g: bf16[64]):
-    y0 = linear(x, w)
-    y1 = rms_norm(y0, g)
-    y2 = permute(y1, dims=(1, 0))
-    y3 = add(y2, 1.0)
-    y4 = sin(y3)
-    return y4
-"""
     check(
-        text,
+        MIXED,
         [
             torch.randn(20, 64).bfloat16(),
             torch.randn(64, 64).bfloat16(),
             torch.randn(64).bfloat16(),
         ],
     )
-    executable = compiled(text)[2]
+    executable = compiled(MIXED)[2]
     sources = executable.kernels.values()
     assert sum("__global__" in s for s in sources) == 2
     assert sum("@triton.jit" in s for s in sources) >= 1

@@ -23,7 +23,7 @@ from effc.codegen.triton.kernel import TritonKernel
 from effc.codegen.triton.schedules import GFX942, SM_90
 from effc.ir import EffcError, InputError, OptionError, UnsupportedError, interpret, parse
 
-from .host_gpu import HostBackend
+from .host_gpu import MIXED, HostBackend
 
 GRAPH = """
 def graph(x: f32[N, 24], z: f32[24]):
@@ -169,16 +169,6 @@ def test_without_a_gpu_the_target_says_what_to_do(name, graph):
 
 
 # ------------------------------------------------------------------ both languages
-
-MIXED = """
-def graph(x: bf16[20, 64], w: bf16[64, 64], g: bf16[64]):
-    y0 = linear(x, w)
-    y1 = rms_norm(y0, g)
-    y2 = permute(y1, dims=(1, 0))
-    y3 = add(y2, 1.0)
-    y4 = sin(y3)
-    return y4
-"""
 
 
 def test_kernels_of_both_languages_run_in_one_plan():
