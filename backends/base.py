@@ -249,11 +249,10 @@ def weight_values(
         value = (weights or {}).get(node.key, node.data)
         if value is None:
             raise InputError(f"no values for weight {node.key!r}", fix="pass them to bind()")
-        want = tuple(node.of.shape), node.of.dtype.torch
-        if (tuple(value.shape), value.dtype) != want:
+        if (tuple(value.shape), value.dtype) != node.of.stored:
             got = f"{value.dtype}{list(value.shape)}"
             raise InputError(f"weight {node.key!r} must be {node.of}, got {got}")
-        found[node] = value.detach()
+        found[node] = unpacked(value.detach(), node.of)
     check_shared(found, weights or {})
     return found
 

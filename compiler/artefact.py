@@ -371,7 +371,7 @@ def load(path: str | os.PathLike[str], rebuild: bool = False) -> nn.Module:
     graph = record.stages[-1].graph
     for weight in _weights(graph):
         t = a.tensors.get(weight.key)
-        if t is None or (tuple(t.shape), t.dtype) != (weight.of.shape, weight.of.dtype.torch):
+        if t is None or (tuple(t.shape), t.dtype) != weight.of.stored:
             a.refuse(f"its values of weight {weight.key!r} are not {weight.of}", "save it again")
     reals = frozenset(
         i.key for i in graph.inputs if isinstance(i.of, Number) and not i.of.integer

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import codes
 from .op import Cost, Op, op
 from .symbols import dim_text, real_symbol, symbol, symbolic
 from .types import Number, Tensor, Type, type_text
@@ -53,6 +54,7 @@ class Weight(Op):
     """A constant of the model: parameter, buffer or literal tensor, by its state-dict name.
 
     The tensor itself rides along in `data` and is not part of the text: text has the digest.
+    Codes (elements of less than 8 bits) are packed there, and `value` unpacks them.
     also: names of other weights of the model whose place it takes, their values being the same.
     """
 
@@ -68,12 +70,23 @@ class Weight(Op):
 
     @staticmethod
     def holding(key: str, data: torch.Tensor, of: Tensor | None = None) -> Weight:
-        """A weight with its values. `of` gives the type where it is not the dense one."""
+        """A weight with its values. `of` gives the type where it is not that of the tensor; codes
+        may be given a byte each.
+        """
         from .types import type_of
 
-        node = Weight(key, of or type_of(data))
+        of = of or type_of(data)
+        if of.dtype.is_code and (tuple(data.shape), data.dtype) != of.stored:
+            data = codes.pack(data, of.dtype)
+        node = Weight(key, of)
         object.__setattr__(node, "data", data)
         return node
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The values, of the shape and type that the weight has in a graph."""
+        assert self.data is not None
+        return unpacked(self.data, self.of)
 
     @property
     def content(self) -> str:
@@ -88,6 +101,13 @@ class Weight(Op):
         node = super().replace(**changes)
         object.__setattr__(node, "data", self.data)
         return node
+
+
+def unpacked(data: torch.Tensor, of: Tensor) -> torch.Tensor:
+    """What a graph computes with, of what a weight of that type keeps."""
+    if not of.dtype.is_code:
+        return data
+    return codes.unpack(data, of.dtype, of.shape)  # type: ignore[arg-type]  # known sizes
 
 
 def digest(t: torch.Tensor) -> str:

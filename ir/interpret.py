@@ -53,7 +53,7 @@ def run_node(node: Op, values: Mapping[Op, Any], env: Mapping[sympy.Symbol, int 
     if isinstance(node, Weight):
         if node.data is None:
             raise ValueError(f"weight {node.key!r} has no values; pass weights= to parse()")
-        return node.data
+        return node.value
     bound = node.bind(env)
     swap = dict(zip(map(id, bound.operands), node.operands, strict=True))
     args = [

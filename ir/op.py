@@ -158,6 +158,11 @@ class Op:
         return self.type
 
     @property
+    def read_type(self) -> Type:
+        """The type of what lies in memory where the value is read."""
+        return self.type
+
+    @property
     def shape(self) -> tuple[Dim, ...]:
         return self.tensor.shape
 
@@ -177,7 +182,7 @@ class Op:
     def bytes_moved(self) -> Dim:
         total = nbytes(self.type)
         for operand in self.operands:
-            total = total + nbytes(operand.type)
+            total = total + nbytes(operand.read_type)
         return total
 
     def replace(self, **changes: object) -> Self:

@@ -20,10 +20,25 @@ from typing import Any
 import torch
 
 from .errors import OpError, ParseError, nearest
+from .formats import bits_per_element
 from .graph import Graph, Input, Weight
 from .op import Field, Op, _free, find_op
 from .symbols import dim_text, parse_dim, symbolic
-from .types import DTYPES, LAYOUTS, DType, Layout, Number, Tensor, Type, parse_type, type_text
+from .types import (
+    DTYPES,
+    FORMATS,
+    LAYOUTS,
+    DType,
+    Format,
+    Layout,
+    Number,
+    Tensor,
+    Type,
+    dense,
+    parse_format,
+    parse_type,
+    type_text,
+)
 
 INDENT = "    "
 
@@ -90,7 +105,11 @@ class _Printer:
 
     def line(self, node: Op, bodies: Mapping[str, str]) -> str:
         result = f"{self.names[node]}: {type_text(node.type)} = {self.call(node, bodies)}"
-        return f"{result}  # {' '.join(node.where.splitlines())}" if node.where else result
+        about = [" ".join(node.where.splitlines())] if node.where else []
+        if isinstance(node.type, Tensor) and node.type.format != dense:
+            each = bits_per_element(node.type)
+            about += [] if each is None else [f"{each:.2f} bits an element"]
+        return f"{result}  # {'  '.join(about)}" if about else result
 
     def call(self, node: Op, bodies: Mapping[str, str]) -> str:
         if isinstance(node, Weight):
@@ -154,7 +173,7 @@ def literal(value: object) -> str:
         return dim_text(value)
     if isinstance(value, float) and repr(value) in ("inf", "-inf", "nan"):
         return repr(value)
-    if isinstance(value, (DType, Tensor)):
+    if isinstance(value, (DType, Tensor, Format)):
         return str(value)
     if isinstance(value, Layout):
         return value.name
@@ -328,6 +347,8 @@ class _Parser:
                 return torch.device(name)
             case ast.Call(func=ast.Name(id="complex"), args=[real, imag]):
                 return complex(self.value(real, f), self.value(imag, f))
+            case ast.Call(func=ast.Name(id=name)) if name in FORMATS:
+                return parse_format(node, lambda what: self.error(node, what))
             case ast.Subscript() | ast.BinOp(op=ast.MatMult()):
                 return parse_type(node, self.reals)
         return self.size(node)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import torch
 
 from .errors import ParseError, nearest
-from .symbols import Dim, dim, dim_text, from_torch, parse_dim, product
+from .symbols import Dim, dim, dim_text, floordiv, from_torch, parse_dim, product
 
 if TYPE_CHECKING:
     import sympy
@@ -24,12 +24,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DType:
-    """An element type. `torch` is None for types that torch has no arithmetic for."""
+    """An element type. `torch` is what holds its values at run time: a byte each for codes, the
+    integers of less than 8 bits. Where they are kept, codes are packed (codes.py).
+
+    bits: of an element by itself. run: (n, b) where n elements together take b bits, if that is less.
+    """
 
     name: str
     bits: int
     kind: str  # "float" | "int" | "bool" | "complex"
     torch: torch.dtype | None = field(default=None, compare=False)
+    range: tuple[int, int] | None = None  # least and largest code
+    run: tuple[int, int] = (1, 0)
 
     def __repr__(self) -> str:
         return self.name
@@ -37,6 +43,18 @@ class DType:
     @property
     def is_float(self) -> bool:
         return self.kind == "float"
+
+    @property
+    def is_code(self) -> bool:
+        """Whether it is packed where it is kept."""
+        return self.range is not None
+
+    def bits_of(self, count: Dim) -> Dim:
+        """Bits that so many elements take where they are kept."""
+        if self.run == (1, 0):
+            return count * self.bits
+        together, bits = self.run
+        return floordiv(count + together - 1, together) * bits
 
     @staticmethod
     def of(dtype: Any) -> DType:
@@ -47,8 +65,10 @@ class DType:
 DTYPES: dict[str, DType] = {}
 
 
-def _declare(name: str, bits: int, kind: str, dtype: torch.dtype | None = None) -> DType:
-    return DTYPES.setdefault(name, DType(name, bits, kind, dtype))
+def _declare(
+    name: str, bits: int, kind: str, dtype: torch.dtype | None = None, **more: Any
+) -> DType:
+    return DTYPES.setdefault(name, DType(name, bits, kind, dtype, **more))
 
 
 f64 = _declare("f64", 64, "float", torch.float64)
@@ -61,16 +81,22 @@ i16 = _declare("i16", 16, "int", torch.int16)
 i8 = _declare("i8", 8, "int", torch.int8)
 u8 = _declare("u8", 8, "int", torch.uint8)
 boolean = _declare("bool", 8, "bool", torch.bool)
+_FROM_TORCH = {d.torch: d for d in DTYPES.values()}
 for _bits in range(1, 8):
-    _declare(f"int{_bits}", _bits, "int", getattr(torch, f"int{_bits}"))
-    _declare(f"uint{_bits}", _bits, "int", getattr(torch, f"uint{_bits}"))
+    _half = 1 << (_bits - 1)
+    _declare(f"int{_bits}", _bits, "int", torch.int8, range=(-_half, _half - 1))
+    _declare(f"uint{_bits}", _bits, "int", torch.uint8, range=(0, 2 * _half - 1))
+    for _sign in ("int", "uint"):
+        _FROM_TORCH[getattr(torch, f"{_sign}{_bits}")] = DTYPES[f"{_sign}{_bits}"]
+# Five levels, -2 to 2, which papers on quantisation write int2*: three of them in 7 bits.
+int2b = _declare("int2b", 3, "int", torch.int8, range=(-2, 2), run=(3, 7))
 for _name, _bits in (("uint16", 16), ("uint32", 32), ("uint64", 64)):
     _declare(_name.replace("uint", "u"), _bits, "int", getattr(torch, _name))
 for _name, _bits in (("complex32", 32), ("complex64", 64), ("complex128", 128)):
     _declare(_name.replace("complex", "c"), _bits, "complex", getattr(torch, _name))
 for _name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"):
     _declare(_name.replace("float8", "f8"), 8, "float", getattr(torch, _name))
-_FROM_TORCH = {d.torch: d for d in DTYPES.values()}
+_FROM_TORCH |= {d.torch: d for d in DTYPES.values() if not d.is_code}
 
 # ------------------------------------------------------------------ layout
 
@@ -117,7 +143,15 @@ class Format:
 
     def nbytes(self, tensor: Tensor) -> Dim:
         """Bytes of a tensor in this format, scales and indices included."""
-        raise NotImplementedError(f"{type(self).__name__} must say how many bytes it takes")
+        return sum((part.nbytes for part in self.parts(tensor).values()), start=0)  # type: ignore[arg-type]
+
+    def parts(self, tensor: Tensor) -> dict[str, Tensor]:
+        """The types of the tensors that hold a value of this format, by name (formats.py)."""
+        raise NotImplementedError(f"{type(self).__name__} must say of what parts it is")
+
+    def decode(self, tensor: Tensor, parts: tuple[Any, ...], dtype: torch.dtype) -> torch.Tensor:
+        """The elements as numbers of a torch type, from the values of the parts."""
+        raise NotImplementedError(f"{type(self).__name__} must say what its parts stand for")
 
     def __str__(self) -> str:
         options = ((f.name, getattr(self, f.name)) for f in fields(self))
@@ -130,7 +164,7 @@ class Dense(Format):
     """Every element stored, in `dtype`; sub-byte elements packed."""
 
     def nbytes(self, tensor: Tensor) -> Dim:
-        bits = tensor.numel * tensor.dtype.bits
+        bits = tensor.dtype.bits_of(tensor.numel)
         return (bits + 7) // 8 if isinstance(bits, int) else _whole(bits)
 
 
@@ -172,6 +206,13 @@ class Tensor:
     @property
     def strides(self) -> tuple[Dim, ...]:
         return self.layout.strides(self.shape)
+
+    @property
+    def stored(self) -> tuple[tuple[Dim, ...], torch.dtype | None]:
+        """Shape and torch type of what a weight of this type keeps: codes lie packed, in bytes."""
+        if self.dtype.is_code:
+            return (self.nbytes,), torch.uint8
+        return self.shape, self.dtype.torch
 
     def with_(self, **changes: object) -> Tensor:
         return replace(self, **changes)  # type: ignore[arg-type]
@@ -232,19 +273,19 @@ def parse_type(node: ast.expr, reals: frozenset[str] = frozenset()) -> Type:
         case ast.BinOp(left=left, op=ast.MatMult(), right=ast.Name(id=name)) if name in LAYOUTS:
             return _tensor(parse_type(left, reals), fail).with_(layout=LAYOUTS[name])
         case ast.BinOp(left=left, op=ast.MatMult(), right=ast.Call() as call):
-            return _tensor(parse_type(left, reals), fail).with_(format=_parse_format(call, fail))
+            return _tensor(parse_type(left, reals), fail).with_(format=parse_format(call, fail))
         case ast.BinOp(op=ast.MatMult(), right=ast.Name(id=name)):
             raise fail(f"unknown layout {name!r} ({nearest(name, LAYOUTS)})")
     raise fail("not a type")
 
 
-def _parse_format(call: ast.Call, fail: Callable[[str], ParseError]) -> Format:
+def parse_format(call: ast.Call, fail: Callable[[str], ParseError]) -> Format:
     """`GroupQuant(group=32, scale=f16)`: options are literals, element types or formats."""
 
     def option(value: ast.expr) -> object:
         match value:
             case ast.Call():
-                return _parse_format(value, fail)
+                return parse_format(value, fail)
             case ast.Name(id=name) if name in DTYPES:
                 return DTYPES[name]
         return ast.literal_eval(value)

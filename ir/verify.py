@@ -107,8 +107,8 @@ def _problem(node: Op, seen: set[Op], symbols: frozenset[sympy.Symbol]) -> str |
     if type_text(inferred) != type_text(node.type):
         return f"it carries {type_text(node.type)}, infer says {type_text(inferred)}"
     if isinstance(node, Weight) and node.data is not None:
-        data, t = node.data, node.of
-        if tuple(data.shape) != t.shape or data.dtype != t.dtype.torch:
+        data = node.data
+        if (tuple(data.shape), data.dtype) != node.of.stored:
             return f"its data is {data.dtype}{list(data.shape)}"
     for region in node.regions:
         want = tuple(type_text(i.type) for i in region.inputs)

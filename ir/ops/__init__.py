@@ -1,8 +1,21 @@
 """Op declarations, one file a family. Importing this package declares them all."""
 
-from . import aten, attention, conv, image, index, linear, norm, pointwise, reduce, region, shape
+from . import (
+    aten,
+    attention,
+    conv,
+    image,
+    index,
+    linear,
+    norm,
+    pointwise,
+    quantize,
+    reduce,
+    region,
+    shape,
+)
 
 __all__ = [
-    "aten", "attention", "conv", "image", "index", "linear", "norm", "pointwise", "reduce",
-    "region", "shape",
+    "aten", "attention", "conv", "image", "index", "linear", "norm", "pointwise", "quantize",
+    "reduce", "region", "shape",
 ]  # fmt: skip

@@ -40,7 +40,7 @@ def promote(*operands: Any) -> DType:
 def _level(operand: Any) -> tuple[int, torch.dtype]:
     if isinstance(operand, Op):
         t = operand.tensor
-        if t.dtype.torch is None:
+        if t.dtype.torch is None or t.dtype.is_code:
             raise operand.fail(f"torch has no arithmetic for {t.dtype}")
         return (0 if t.shape else 1), t.dtype.torch
     if symbolic(operand):
