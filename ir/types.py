@@ -27,7 +27,7 @@ class DType:
     """An element type. `torch` is what holds its values at run time: a byte each for codes, the
     integers of less than 8 bits. Where they are kept, codes are packed (codes.py).
 
-    bits: of an element by itself. run: (n, b) where n elements together take b bits, if that is less.
+    bits: of an element by itself. run: (n, b) where n elements together take b bits, if fewer.
     """
 
     name: str

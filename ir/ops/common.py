@@ -41,7 +41,7 @@ def _level(operand: Any) -> tuple[int, torch.dtype]:
     if isinstance(operand, Op):
         t = operand.tensor
         if t.dtype.torch is None or t.dtype.is_code:
-            raise operand.fail(f"torch has no arithmetic for {t.dtype}")
+            raise OpError(f"torch has no arithmetic for {t.dtype}", where=operand.where)
         return (0 if t.shape else 1), t.dtype.torch
     if symbolic(operand):
         return 2, torch.int64 if operand.is_integer else torch.get_default_dtype()
