@@ -23,12 +23,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
 
 from effc import __version__
+from effc.artefact_decoder import KIND, load_decoder
 from effc.artefact_file import BINARY, Contents, read_file, work_folder, write_file
 from effc.artefact_spec import read_spec, write_spec
 from effc.artefact_tensors import read_tensors, write_tensors
@@ -58,6 +59,9 @@ from effc.stage import Stage
 
 __all__ = ["Artefact", "build", "load", "read_artefact", "save"]
 
+if TYPE_CHECKING:
+    from effc.decoding import Decoder
+
 T = TypeVar("T")
 AHEAD = "compile it whole: effc.compile(model, example_inputs=(...)).save(path)"
 ELSEWHERE = "load it on a machine with such a device"
@@ -66,12 +70,17 @@ REBUILD = "build its kernels for this machine: effc.load(path, rebuild=True)"
 # ------------------------------------------------------------------ saving
 
 
-def save(compiled: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write what effc.compile (with example_inputs) or effc.load returned to one file.
+def save(compiled: nn.Module | Decoder, path: str | os.PathLike[str]) -> None:
+    """Write what effc.compile (with example_inputs), effc.decoder or effc.load returned to a file.
 
     Raises ArtefactError for what cannot be saved, with the reason, and where `path` cannot be
     written; a file that was there before stays as it was.
     """
+    from effc.decoding import Decoder  # which others do without
+
+    if isinstance(compiled, Decoder):
+        compiled.save(path)
+        return
     ahead, run = _whole(compiled)
     record = run.record
     graph, executable = record.stages[-1].graph, record.executable
@@ -82,7 +91,7 @@ def save(compiled: nn.Module, path: str | os.PathLike[str]) -> None:
         "out_spec": write_spec(ahead.out_spec, "returns"),
         "keywords": ahead.names,
         "calling": run.calling.data(),
-        "weights": [w.key for w in _weights(graph)],
+        "weights": [w.key for w in weights_of(graph)],
         "native": executable.native,
         "objects": [o.row for o in objects],
     }
@@ -130,6 +139,8 @@ def build(
     from effc.codegen.triton.compile import target
 
     a = read_artefact(path)
+    if a.facts.get("kind") == KIND:
+        a.refuse("it is a decoder, whose plans depend on the device", "compile it there")
     backend = find_backend("cuda" if a.facts["target"] in ("cuda", "cuda-host") else "triton")
     assert isinstance(backend, GpuBackend)
     chosen = [target(t) for t in dict.fromkeys(targets)]
@@ -140,7 +151,7 @@ def build(
     told = {"captured": captured, "float32_matmul_precision": precision}
     graph = stages[-1].graph
     executable = backend.cross_compile(graph, chosen, told)
-    for weight in _weights(graph):
+    for weight in weights_of(graph):
         if weight.key not in a.tensors:
             a.refuse(f"it has no values of weight {weight.key!r}", "save the model again")
     record = Record(
@@ -148,7 +159,7 @@ def build(
         sizes=a.report.sizes,
     )  # fmt: skip
     module = {
-        **a.module, "weights": [w.key for w in _weights(graph)], "native": executable.native,
+        **a.module, "weights": [w.key for w in weights_of(graph)], "native": executable.native,
         "objects": [o.row for o in executable.objects],
     }  # fmt: skip
     values = a.contents.members["weights.safetensors"]
@@ -161,12 +172,8 @@ def _whole(compiled: Any) -> tuple[Ahead, CompiledGraph]:
     """The one graph behind a compiled module. Raises ArtefactError where there is none."""
     name = type(getattr(compiled, "module", compiled)).__name__
     if not isinstance(compiled, CompiledModule):
-        from effc.decoding import Decoder  # which saving and loading do without
-
         why = "torch.compile compiles a model piece by piece, at the calls it sees"
-        if isinstance(compiled, Decoder):
-            why = "an artefact holds one graph, and a decoder has several graphs and states"
-        elif not hasattr(compiled, "_orig_mod"):
+        if not hasattr(compiled, "_orig_mod"):
             why = "it is not what effc.compile or effc.load returned"
         raise ArtefactError(f"{type(compiled).__name__} cannot be saved", why=why, fix=AHEAD)
     ahead = compiled._ahead
@@ -179,7 +186,7 @@ def _whole(compiled: Any) -> tuple[Ahead, CompiledGraph]:
     return ahead, ahead.run
 
 
-def _weights(graph: Graph) -> Iterator[Weight]:
+def weights_of(graph: Graph) -> Iterator[Weight]:
     """Every weight of a graph, by name once; regions included."""
     found: dict[str, Weight] = {}
     stack = [graph]
@@ -194,8 +201,8 @@ def _weights(graph: Graph) -> Iterator[Weight]:
 def _tensors(calling: Calling, graph: Graph) -> dict[str, torch.Tensor]:
     """The live tensors by name: weights that the last graph still reads, and the module's state."""
     live = {w.name: w.tensor for w in calling.weights}
-    check_shared(_weights(graph), {name: t for name, t in live.items() if t is not None})
-    found = {w.key: live.get(w.key, w.data) for w in _weights(graph)}
+    check_shared(weights_of(graph), {name: t for name, t in live.items() if t is not None})
+    found = {w.key: live.get(w.key, w.data) for w in weights_of(graph)}
     found.update((s.name, s.tensor) for s in calling.owned)
     for name, t in found.items():
         if t is None:
@@ -232,15 +239,23 @@ class Artefact:
     def stages(self) -> list[Stage]:
         """The capture, and the graph after the last pass."""
         rows = self.report.stages
-        last = self._graph("graph.py")
+        last = self.graph("graph.py")
         if len(rows) < 2:
             return [Stage(0, "capture", "as captured", last)]
         made = Stage(rows[-1].index, rows[-1].name, rows[-1].title, last, changed=True)
-        return [Stage(0, rows[0].name, rows[0].title, self._graph("capture.py")), made]
+        return [Stage(0, rows[0].name, rows[0].title, self.graph("capture.py")), made]
 
-    def _graph(self, member: str) -> Graph:
+    def graph(self, member: str) -> Graph:
         data = self.contents.members[member]
         return self.reading(member, lambda: _parsed(data.decode(), self.tensors))
+
+    def check_weights(self, graph: Graph) -> None:
+        """Refuses a file whose tensors are not those of the graph's weights."""
+        for weight in weights_of(graph):
+            t = self.tensors.get(weight.key)
+            if t is None or (tuple(t.shape), t.dtype) != weight.of.stored:
+                why = f"its values of weight {weight.key!r} are not {weight.of}"
+                self.refuse(why, "save it again")
 
     def record(self, executable: Any) -> LoadedRecord:
         return LoadedRecord(
@@ -280,11 +295,12 @@ def _parsed(source: str, tensors: Mapping[str, torch.Tensor]) -> Graph:
     lines = (line for line in source.splitlines() if not _FRAME.match(line))
     for node, line in zip(_in_print_order(graph), lines):
         where = line.rpartition("  # ")
-        if where[1]:
+        if where[1] and not _SIZE.fullmatch(where[2]):
             node.at(Origin(source=where[2]))
     return graph
 
 
+_SIZE = re.compile(r"[\d.]+ bits an element")  # a remark on a type, not an origin
 _FRAME = re.compile(r"\s*(def |return\b|#|$)")  # lines of a graph's text that are no node's
 
 
@@ -353,8 +369,8 @@ def _taken_apart(bare: Artefact) -> Artefact:
 
 
 @collector_paused()
-def load(path: str | os.PathLike[str], rebuild: bool = False) -> nn.Module:
-    """The model in a file that .save() wrote, called as the model was.
+def load(path: str | os.PathLike[str], rebuild: bool = False) -> Any:
+    """What was saved to a file: a module that is called as the model was, or a decoder.
 
     rebuild: build its kernels anew, for this machine, with the compiler found here.
 
@@ -365,14 +381,13 @@ def load(path: str | os.PathLike[str], rebuild: bool = False) -> nn.Module:
     a = read_artefact(path)
     backend = _backend(a, rebuild)
     a = replace(a, device=backend.device)
-    executable = _executable(a, backend, rebuild)
+    if a.facts.get("kind") == KIND:
+        return load_decoder(a, backend, rebuild)
+    executable = executable_of(a, backend, rebuild)
     record = a.record(executable)
     record.rebuilt = rebuild
     graph = record.stages[-1].graph
-    for weight in _weights(graph):
-        t = a.tensors.get(weight.key)
-        if t is None or (tuple(t.shape), t.dtype) != weight.of.stored:
-            a.refuse(f"its values of weight {weight.key!r} are not {weight.of}", "save it again")
+    a.check_weights(graph)
     reals = frozenset(
         i.key for i in graph.inputs if isinstance(i.of, Number) and not i.of.integer
     )  # fmt: skip
@@ -401,7 +416,7 @@ def _backend(a: Artefact, rebuild: bool) -> Backend:
     return backend
 
 
-def _executable(a: Artefact, backend: Backend, rebuild: bool) -> Executable:
+def executable_of(a: Artefact, backend: Backend, rebuild: bool) -> Executable:
     captured, graph = a.stages[0].graph, a.stages[-1].graph
     if rebuild:
         return _rebuilt(a, backend, graph, captured)

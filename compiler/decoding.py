@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from time import perf_counter
 from typing import Any
 
@@ -56,12 +57,23 @@ def decoder(
         raise OptionError(f"{type(model).__name__} is in training mode", fix="call model.eval()")
     recipe = "raised" if recipe is None else recipe
     asked_for(Pipeline.parse(recipe), calibrate)
-    if calibrate is None:
-        return Decoder(model, recipe, chosen)
-    sets = argument_sets(calibrate)
-    if any(len(args) != 1 or kwargs for args, kwargs in sets):
-        raise OptionError("an item of calibrate must be ids", fix="calibrate=[ids, ...]")
-    return Decoder(model, recipe, chosen, [args for args, _ in sets])
+    name, sets = type(model).__name__, None
+    if calibrate is not None:
+        given = argument_sets(calibrate)
+        if any(len(args) != 1 or kwargs for args, kwargs in given):
+            raise OptionError("an item of calibrate must be ids", fix="calibrate=[ids, ...]")
+        sets = [args for args, _ in given]
+    form, padded_form, eos = Form(_Logits(model)), None, ()
+    if is_transformers(model):
+        from effc.hf import ending_ids, forms
+
+        hf: Any = model
+        form, padded_form = forms(hf)
+        eos = ending_ids(hf)
+    padded = None
+    if padded_form is not None and sets is None:  # what was learnt once need not come out alike
+        padded = partial(Incremental.of, padded_form, name, recipe, chosen)
+    return Decoder(name, Incremental.of(form, name, recipe, chosen, sets), padded, eos, model)
 
 
 class _Logits(nn.Module):
@@ -89,40 +101,35 @@ class _Generation:
 
 
 class Decoder:
-    """Made by effc.decoder. Threads may share it; every generation has a Sequence of its own."""
+    """Made by effc.decoder or effc.load. Threads may share it; every generation has a Sequence of
+    its own.
+
+    graph: over ids alone. padded: makes the one that is told of padding, when it is first needed.
+    eos: ids that end a text. model: None: there is none, it was loaded.
+    """
 
     def __init__(
-        self, model: nn.Module, recipe: str, options: Options,
-        calibration: Items[Items[Tensor]] | None = None,
+        self, name: str, graph: Incremental, padded: Callable[[], Incremental] | None = None,
+        eos: Items[int] = (), model: nn.Module | None = None,
     ) -> None:  # fmt: skip
-        self.model, self.options, self.recipe = model, options, recipe
-        self.name = type(model).__name__
-        self.eos: tuple[int, ...] = ()
-        plain, self._padded_form = Form(_Logits(model)), None
-        if is_transformers(model):
-            from effc.hf import ending_ids, forms
-
-            hf: Any = model
-            plain, self._padded_form = forms(hf)
-            self.eos = ending_ids(hf)
+        self.name, self.graph, self.model = name, graph, model
+        self.eos = tuple(eos)
+        self._make_padded = padded
+        self._padded: Incremental | None = None
         self._lock = threading.Lock()
         self._first = StepRow("to the first token")
-        self._padded: Incremental | None = None
-        if calibration is not None:  # what was learnt once need not come out alike again
-            self._padded_form = None
-        self.graph = Incremental(plain, self.name, recipe, options, calibration)
-        self.longest = self.graph.longest
-        capacity = self.graph.cache.capacity
-        self.axes = [s.shape.index(capacity) for s in self.graph.cache.states]
-        for name in self.plan().executables:
-            self.compiled(VARIANTS[name])
+        self.longest = graph.longest
+        capacity = graph.cache.capacity
+        self.axes = [s.shape.index(capacity) for s in graph.cache.states]
+        for run in self.plan().executables:
+            self.compiled(VARIANTS[run])
 
     # -------------------------------------------------------------- what runs
 
     @property
     def pads(self) -> bool:
         """Whether rows of a batch may have different lengths."""
-        return self._padded_form is not None
+        return self._make_padded is not None
 
     def compiled(self, variant: Variant) -> Compiled:
         """The graph for these sizes; compiled when it is first asked for."""
@@ -132,16 +139,16 @@ class Decoder:
     def _with_padding(self) -> Incremental:
         if self._padded is not None:
             return self._padded
-        if self._padded_form is None:
+        if self._make_padded is None:
             raise InputError(
                 f"{self.name} cannot be told of padding",
-                why="its forward takes no attention_mask and position_ids, or its recipe learnt "
-                "from data",
+                why="its forward takes no attention_mask and position_ids, its recipe learnt from "
+                "data, or it was saved without having been asked for padding",
                 fix="give rows of equal length, or each row a sequence of its own",
             )
         with self._lock:
             if self._padded is None:
-                self._padded = Incremental(self._padded_form, self.name, self.recipe, self.options)
+                self._padded = self._make_padded()
             return self._padded
 
     def sequence(self, batch: int = 1, capacity: int | None = None) -> Sequence:
@@ -162,13 +169,28 @@ class Decoder:
     @property
     def binding(self) -> Binding:
         """What plans for this decoder are bound to; looks at every weight."""
-        passes = f"{self.graph.pipeline},{self.options.pipeline}"
+        passes = f"{self.graph.pipeline},{self.graph.options.pipeline}"
         return Binding.of(self.graph.text(), passes)
 
     def refresh(self) -> None:
         """Fold and pack weights anew (needed only after writes through `tensor.data`)."""
-        for graph in filter(None, (self.graph, self._padded)):
+        for graph in self.graphs:
             graph.refresh()
+
+    @property
+    def graphs(self) -> list[Incremental]:
+        """What was captured: on ids alone, and told of padding where that was asked for."""
+        return [self.graph] if self._padded is None else [self.graph, self._padded]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write graphs, weights and the kernels of what has been planned to one file, which
+        `effc.load` makes a decoder of.
+
+        Raises ArtefactError for what cannot be saved, with the reason.
+        """
+        from effc.artefact_decoder import save_decoder
+
+        save_decoder(self, path)
 
     # -------------------------------------------------------------- generation
 
@@ -258,7 +280,9 @@ class Decoder:
         Raises InputError where the model is none of transformers'.
         """
         if not is_transformers(self.model):
-            raise InputError(f"{self.name} is no model of transformers", fix="use generate")
+            what = "was loaded without its model" if self.model is None else "is none of its models"
+            raise InputError(f"transformers' generate() cannot run: {self.name} {what}",
+                             fix="use decoder.generate")  # fmt: skip
         from effc.hf import generating
 
         return generating(self)
@@ -275,8 +299,7 @@ class Decoder:
         return [c.record for c in self._all()]
 
     def _all(self) -> list[Compiled]:
-        graphs = filter(None, (self.graph, self._padded))
-        return [c for graph in graphs for c in graph.compiled.values()]
+        return [c for graph in self.graphs for c in graph.compiled.values()]
 
     def _first_token(self, rows: int, seconds: float) -> None:
         with self._lock:

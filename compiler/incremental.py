@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from effc.backends import Constants, find_backend
 from effc.calibration import progress
-from effc.calling import Calling
+from effc.calling import Calling, Source
 from effc.capture import Captured, capture_exported
 from effc.collector import collector_paused
 from effc.compiled import LiveWeights
@@ -38,7 +39,7 @@ from effc.options import Options
 from effc.passes.base import Pipeline
 from effc.passes.cache import Cache, cache_of
 from effc.pipeline import Instrument, run_pipeline
-from effc.record import Record
+from effc.record import Guard, Record
 from effc.stage import Stage
 
 if TYPE_CHECKING:
@@ -81,55 +82,63 @@ VARIANTS = {
 }
 
 
+@dataclass(eq=False)
 class Incremental:
-    """One form of a model, captured. Raises UnsupportedError with the reason where it cannot be."""
+    """The graph over new tokens, and what is planned of it.
 
-    def __init__(
-        self, form: Form, name: str, recipe: str, options: Options,
-        calibration: Sequence[Sequence[Tensor]] | None = None,
-    ) -> None:  # fmt: skip
-        self.form, self.name, self.options = form, name, options
-        self.seconds: dict[str, float] = {}
-        start = perf_counter()
-        program = _exported(form)
-        self.seconds["export"] = perf_counter() - start
-        with collector_paused():
-            self._captured(program, recipe, calibration)
+    stages: from the capture to the graph with states. batch, size: the symbols of rows and of
+    tokens in a row. longest: tokens that the model takes. weights: of the model, by name. ready:
+    what was compiled before, in another process.
+    """
+
+    name: str
+    options: Options
+    pipeline: str
+    stages: list[Stage]
+    batch: Any
+    size: sympy.Symbol
+    longest: int | None
+    weights: Sequence[Source]
+    guards: list[Guard] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    ready: Mapping[Variant, Callable[[], Record]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.graph = self.stages[-1].graph
+        self.device = find_backend(self.options.target).device
+        self.cache: Cache = cache_of(self.graph)
+        self._live = LiveWeights(self.weights, _Bindings)
         self._variants: dict[Variant, Compiled] = {}
         self._lock = threading.Lock()
 
-    def _captured(
-        self, program: torch.export.ExportedProgram, recipe: str,
-        calibration: Sequence[Sequence[Tensor]] | None,
-    ) -> None:  # fmt: skip
-        start = perf_counter()
-        captured = capture_exported(program)
-        imported = import_captured(captured) if isinstance(captured, Captured) else captured
-        if not (isinstance(captured, Captured) and isinstance(imported, Imported)):
-            raise UnsupportedError(
-                f"{self.name} cannot be captured as one graph", why=str(imported),
-                fix="effc.compile without example_inputs compiles it piece by piece",
-            )  # fmt: skip
-        calling = Calling.of(captured, imported)
-        self.batch, self.size = _sizes(self.name, imported, calling)
-        self.longest = _upper_bound(captured, self.size)
-        self.guards = guards_of(captured)
-        self.seconds["capture"] = perf_counter() - start
-        start = perf_counter()
-        backend = find_backend(self.options.target)
-        self.pipeline = ",".join(filter(None, (recipe, f"insert-kv-cache{{dim={self.size}}}")))
-        self.stages = run_pipeline(
-            imported.graph, Pipeline.parse(self.pipeline), supports=backend.supports,
-            rates=backend.rates, calibration=calibration, progress=progress,
-            instruments=self._instruments(),
+    @staticmethod
+    def of(
+        form: Form, name: str, recipe: str, options: Options,
+        calibration: Sequence[Sequence[Tensor]] | None = None,
+    ) -> Incremental:  # fmt: skip
+        """One form of a model, captured. Raises UnsupportedError with the reason where it cannot
+        be."""
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "export"):
+            program = _exported(form)
+        with collector_paused():
+            with _timed(seconds, "capture"):
+                captured, imported = _captured(program, name)
+                calling = Calling.of(captured, imported)
+                batch, size = _sizes(name, imported, calling)
+            backend = find_backend(options.target)
+            pipeline = ",".join(filter(None, (recipe, f"insert-kv-cache{{dim={size}}}")))
+            with _timed(seconds, "passes"):
+                stages = run_pipeline(
+                    imported.graph, Pipeline.parse(pipeline), supports=backend.supports,
+                    rates=backend.rates, calibration=calibration, progress=progress,
+                    instruments=_instruments(options),
+                )  # fmt: skip
+        longest = _upper_bound(captured, size)
+        return Incremental(
+            name, options, pipeline, stages, batch, size, longest, calling.weights,
+            guards_of(captured), seconds,
         )  # fmt: skip
-        self.graph, self.device = self.stages[-1].graph, backend.device
-        self.cache: Cache = cache_of(self.graph)
-        self.seconds["passes"] = perf_counter() - start
-        self._live = LiveWeights(calling.weights, _Bindings)
-
-    def _instruments(self) -> list[Instrument]:
-        return [Verify()] if self.options.verify else []
 
     def text(self) -> str:
         """Of the graph as captured; it holds the digests of all weights."""
@@ -162,6 +171,10 @@ class Incremental:
         self._live.refresh()
 
     def _compile(self, wanted: Variant) -> Compiled:
+        record = self.ready[wanted]() if wanted in self.ready else self._planned(wanted)
+        return Compiled(wanted, record, [i.key for i in self.cache.given], self._live)
+
+    def _planned(self, wanted: Variant) -> Record:
         known = {self.cache.size: 1} if wanted.decode else {}
         if wanted.one:
             known[self.batch] = 1
@@ -178,7 +191,7 @@ class Incremental:
             backend = find_backend(options.target)
             stages = run_pipeline(
                 graph, passes, supports=backend.supports, rates=backend.rates,
-                instruments=self._instruments(),
+                instruments=_instruments(options),
             )  # fmt: skip
             special = Stage(at, f"specialise {told}", "sizes known", graph, changed=bool(known))
             record.stages = [
@@ -189,7 +202,7 @@ class Incremental:
             part = re.sub(r"\W+", "_", str(wanted)).strip("_")
             write_dump(Path(options.dump) / f"graph_{part}", record)
         check_strict(record, options)
-        return Compiled(wanted, record, [i.key for i in self.cache.given], self._live)
+        return record
 
 
 class _Bindings:
@@ -235,6 +248,18 @@ class Compiled:
 
 # ------------------------------------------------------------------ capture
 
+
+@contextmanager
+def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
+    start = perf_counter()
+    yield
+    seconds[what] = perf_counter() - start
+
+
+def _instruments(options: Options) -> list[Instrument]:
+    return [Verify()] if options.verify else []
+
+
 BATCH, LENGTH = 2, 8  # of the traced call; both are sizes of the graph, not numbers
 
 
@@ -257,6 +282,17 @@ def _exported(form: Form) -> torch.export.ExportedProgram:
             why=lines[0] if lines else type(e).__name__,
             fix="write the forward so that batch and length of its ids may be any number",
         ) from e
+
+
+def _captured(program: torch.export.ExportedProgram, name: str) -> tuple[Captured, Imported]:
+    captured = capture_exported(program)
+    imported = import_captured(captured) if isinstance(captured, Captured) else captured
+    if isinstance(captured, Captured) and isinstance(imported, Imported):
+        return captured, imported
+    raise UnsupportedError(
+        f"{name} cannot be captured as one graph", why=str(imported),
+        fix="effc.compile without example_inputs compiles it piece by piece",
+    )  # fmt: skip
 
 
 def _sizes(name: str, imported: Imported, calling: Calling) -> tuple[Any, sympy.Symbol]:

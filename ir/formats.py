@@ -131,7 +131,7 @@ def quantize(
         step = torch.maximum(high, -low) / max(largest, 1)
     else:
         step = (high - low) / (largest - least)
-    scale = step.to(f.scale.torch).clamp_min(_tiny(f.scale))
+    scale = step.to(f.scale.torch).clamp_min(least_scale(f.scale))
     inverse = 1 / scale.float()
     codes = torch.round(by_group * inverse.unsqueeze(-1))
     parts = [scale]
@@ -151,7 +151,7 @@ def code_range(dtype: DType) -> tuple[int, int]:
     return info.min, info.max
 
 
-def _tiny(dtype: DType) -> float:
+def least_scale(dtype: DType) -> float:
     """The least scale: its inverse must be a number."""
     return 2.0**-24 if dtype == f16 else 1e-30
 
@@ -291,6 +291,6 @@ def encode(values: torch.Tensor, t: Tensor) -> Any:
 
 
 __all__ = [
-    "BitPlanes", "Encoded", "GroupQuant", "GroupSparse", "bits_per_element", "decoded", "encode",
-    "quantize",
+    "BitPlanes", "Encoded", "GroupQuant", "GroupSparse", "bits_per_element", "code_range", "decoded",
+    "encode", "least_scale", "quantize",
 ]  # fmt: skip

@@ -105,11 +105,10 @@ class _Printer:
 
     def line(self, node: Op, bodies: Mapping[str, str]) -> str:
         result = f"{self.names[node]}: {type_text(node.type)} = {self.call(node, bodies)}"
-        about = [" ".join(node.where.splitlines())] if node.where else []
         if isinstance(node.type, Tensor) and node.type.format != dense:
             each = bits_per_element(node.type)
-            about += [] if each is None else [f"{each:.2f} bits an element"]
-        return f"{result}  # {'  '.join(about)}" if about else result
+            result += "" if each is None else f"  # {each:.2f} bits an element"
+        return f"{result}  # {' '.join(node.where.splitlines())}" if node.where else result
 
     def call(self, node: Op, bodies: Mapping[str, str]) -> str:
         if isinstance(node, Weight):
