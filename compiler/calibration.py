@@ -19,10 +19,11 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of one call: positional, b
 
 def asked_for(passes: Pipeline, calibrate: object) -> None:
     """Raises OptionError where data is missing that a pass needs, or given that none reads."""
-    reading = [str(p) for p in passes if p.calibrated]
-    if reading and calibrate is None:
+    reading = [p for p in passes if p.calibrated]
+    needing = [str(p) for p in reading if not p.remembers]
+    if needing and calibrate is None:
         raise OptionError(
-            f"{reading[0]} needs calibration data",
+            f"{needing[0]} needs calibration data",
             fix="calibrate=batches, an iterable of sets of arguments",
         )
     if calibrate is not None and not reading:

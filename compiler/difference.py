@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from effc.ir.formats import Encoded
 from effc.passes.base import Numerics
 
 __all__ = ["SAME", "Difference", "NodeError", "compare", "sample_list", "violation", "worst"]
@@ -53,7 +54,8 @@ class NodeError:
 
 
 def compare(before: Sequence[Any], after: Sequence[Any]) -> Difference:
-    """The worst difference over two lists of results (tensors, numbers, tuples of these).
+    """The worst difference over two lists of results (tensors, numbers, tuples of these, and
+    compressed values, which are compared as the numbers that they stand for).
 
     NaN against NaN and infinity against the same infinity are equal; NaN against a number is
     infinitely wrong, and so is another shape or element type.
@@ -100,6 +102,8 @@ def _compare(a: Any, b: Any, output: int) -> Difference:
     if isinstance(a, (tuple, list)):
         inner = compare(a, b)
         return Difference(inner.max_abs, inner.relative_l2, output, inner.eps)
+    if isinstance(a, Encoded) and isinstance(b, Encoded):
+        a, b = a.decode(), b.decode()
     if not isinstance(a, torch.Tensor):
         a, b = torch.as_tensor(a), torch.as_tensor(b)
     if a.shape != b.shape or a.dtype != b.dtype:

@@ -127,10 +127,12 @@ class Measure(Instrument):
         inputs = [tuple(self.applied.inputs_after(before, stage.graph, s)) for s in self.samples]
         self.samples = inputs
         results = [self._evaluate(stage, s, set(), {}) for s in inputs]
-        error = worst(compare(a, b[: len(a)]) for a, b in zip(self.last, results))
-        total = worst(compare(a, b[: len(a)]) for a, b in zip(self.first, results))
+        kept = [(i.key, i.of) for i in before.states] == [(i.key, i.of) for i in stage.graph.states]
+        n = len(before.outputs) - (0 if kept else len(before.states))
+        error = worst(compare(a[:n], b[:n]) for a, b in zip(self.last, results))
+        total = worst(compare(a[:n], b[:n]) for a, b in zip(self.first, results))
         self.last = results
-        self.first = [(*a, *b[len(a) :]) for a, b in zip(self.first, results)]
+        self.first = [(*a[:n], *b[n:]) for a, b in zip(self.first, results)]
         return self._judge(replace(stage, error=error, total_error=total))
 
     def _evaluate(self, stage: Stage, sample: Any, watch: set[Op], into: dict[Op, Any]) -> Any:

@@ -124,6 +124,7 @@ def _apply(run: Run, p: Pass, supports: Callable[[Op], Answer]) -> tuple[Stage, 
     ctx = Context(
         supports=supports, rates=run.rates, sample_inputs=run.sample_inputs,
         calibration=run.calibration, uncompressed=_uncompressed(run.stages),
+        earlier=[s.graph for s in run.stages],
     )  # fmt: skip
     if run.progress is not None:
         ctx.progress = run.progress

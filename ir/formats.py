@@ -29,7 +29,10 @@ class Encoded:
     type: Tensor
     parts: tuple[Any, ...]
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str | int) -> Any:
+        """A part, by its name or place."""
+        if isinstance(name, int):
+            return self.parts[name]
         return dict(zip(self.type.format.parts(self.type), self.parts, strict=True))[name]
 
     def decode(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -291,6 +294,6 @@ def encode(values: torch.Tensor, t: Tensor) -> Any:
 
 
 __all__ = [
-    "BitPlanes", "Encoded", "GroupQuant", "GroupSparse", "bits_per_element", "code_range", "decoded",
-    "encode", "least_scale", "quantize",
+    "BitPlanes", "Encoded", "GroupQuant", "GroupSparse", "bits_per_element", "code_range",
+    "decoded", "encode", "least_scale", "quantize",
 ]  # fmt: skip

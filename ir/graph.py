@@ -18,7 +18,7 @@ import torch
 from . import codes
 from .op import Cost, Op, op
 from .symbols import dim_text, real_symbol, symbol, symbolic
-from .types import Number, Tensor, Type, type_text
+from .types import Dense, Number, Tensor, Type, type_text
 
 if TYPE_CHECKING:
     import sympy
@@ -134,7 +134,7 @@ def _raw(t: torch.Tensor) -> torch.Tensor:
 
 @op("item")
 class Item(Op):
-    """One result of an op that has several."""
+    """One result of an op that has several, or one part of a compressed value."""
 
     x: Op
     index: int
@@ -142,11 +142,14 @@ class Item(Op):
     view = True
 
     def infer(self) -> Type:
-        if not isinstance(self.x.type, tuple):
+        found = self.x.type
+        if isinstance(found, Tensor) and not isinstance(found.format, Dense):
+            found = tuple(found.format.parts(found).values())
+        if not isinstance(found, tuple):
             raise self.fail("the operand has one result")
-        if not 0 <= self.index < len(self.x.type):
-            raise self.fail(f"index {self.index} of {len(self.x.type)} results")
-        return self.x.type[self.index]
+        if not 0 <= self.index < len(found):
+            raise self.fail(f"index {self.index} of {len(found)} results")
+        return found[self.index]
 
     def reference(self, x: Any) -> Any:
         return x[self.index]

@@ -13,8 +13,10 @@ from . import (
     fuse_regions,
     join_slices,
     merge_qkv,
+    quantize,
     raise_ops,
     simplify,
+    sparsify,
     stack_pointwise,
 )
 
@@ -31,7 +33,9 @@ __all__ = [
     "fuse_regions",
     "join_slices",
     "merge_qkv",
+    "quantize",
     "raise_ops",
     "simplify",
+    "sparsify",
     "stack_pointwise",
 ]

@@ -99,6 +99,7 @@ class Context:
 
     calibration: sets of values for the graph's inputs, for passes that declare `calibrated`.
     uncompressed: the graph that exact passes alone made, before any pass that loses accuracy.
+    earlier: the graphs of all stages before, the captured one first.
     progress: progress(steps, title) yields the steps; a driver may show a bar meanwhile.
     """
 
@@ -107,6 +108,7 @@ class Context:
     sample_inputs: Sequence[Any] | None = None
     calibration: Sequence[Sequence[Any]] | None = None
     uncompressed: Graph | None = None
+    earlier: Sequence[Graph] = ()
     progress: Progress = lambda steps, title: steps
     stats: dict[str, RuleStats] = field(default_factory=dict)
     touched: list[Op] = field(default_factory=list)
@@ -209,6 +211,11 @@ class Pass:
     @property
     def calibrated(self) -> bool:
         """Whether it reads ctx.calibration, with these options."""
+        return False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it can do without calibration data: it kept what it learnt from them before."""
         return False
 
     def __str__(self) -> str:

@@ -8,6 +8,7 @@ from . import (
     index,
     linear,
     norm,
+    pages,
     pointwise,
     quantize,
     reduce,
@@ -16,6 +17,6 @@ from . import (
 )
 
 __all__ = [
-    "aten", "attention", "conv", "image", "index", "linear", "norm", "pointwise", "quantize",
-    "reduce", "region", "shape",
+    "aten", "attention", "conv", "image", "index", "linear", "norm", "pages", "pointwise",
+    "quantize", "reduce", "region", "shape",
 ]  # fmt: skip

@@ -346,7 +346,8 @@ RULES: dict[str, Callable[[Positions, Any, Demand], Needs]] = {
     "rope": _rope, "matmul": _matmul, "embedding": _embedding, "attention": _attention,
     "reshape": _reshape, "permute": _permute, "expand": _expand, "slice": _slice, "cat": _cat,
     "pad": _pad, "flip": _flip, "arange": _made, "full": _made, "aten": _aten,
-    "copy": _expand, "linear": _mixing(lambda node: (-1,)),
+    "copy": _expand, "linear": _mixing(lambda node: (-1,)), "decode": _expand,
+    "quantize": _mixing(lambda node: (-1,)),  # a scale is one of a row, or of a part of it
     "softmax": _mixing(lambda node: (node.dim,)), "log_softmax": _mixing(lambda node: (node.dim,)),
     "layer_norm": _mixing(lambda node: range(-node.dims, 0)),
     "rms_norm": _mixing(lambda node: range(-node.dims, 0)),

@@ -19,6 +19,7 @@ from .demands import demands
 if TYPE_CHECKING:
     import sympy
 
+STATES = "a cache of keys and values"
 TITLE = "attention(q, k, v) => attention(q, update(keys, k, past), update(values, v, past), past)"
 
 
@@ -46,6 +47,7 @@ class InsertKvCache(Pass):
 
     name: ClassVar[str] = "insert-kv-cache"
     numerics: ClassVar[Numerics] = exact("rounding")
+    gives: ClassVar[tuple[str, ...]] = (STATES,)
     changes_interface: ClassVar[bool] = True
 
     def run(self, g: Graph, ctx: Context) -> Graph:
@@ -118,6 +120,7 @@ class Cache:
 
     given: the inputs of the original, in order; size: the number of new tokens in a call, and
     capacity: that of the states, as they stand in the types of inputs (numbers once specialised).
+    table: where states lie in pages, of `page` rows: which page holds which rows.
     """
 
     past: Input
@@ -125,18 +128,25 @@ class Cache:
     capacity: Any
     states: tuple[Input, ...]
     given: tuple[Input, ...]
+    table: Input | None = None
+    page: int = 0
 
 
 def cache_of(graph: Graph) -> Cache:
     """Read off a graph that `insert-kv-cache` made. PassError where there is no cache."""
     states = graph.states
-    updates: list[Any] = [u for s in states for u in graph.users[s] if u.name == "update"]
-    if not updates:
+    users = [u for s in states for u in graph.users[s] if u.name in ("update", "update_pages")]
+    if not users:
         raise PassError("the graph has no cache", fix="run insert-kv-cache")
-    first = updates[0]
-    given = tuple(i for i in graph.inputs if not i.state and i is not first.start)
-    axis = first.dim
-    return Cache(first.start, first.new.shape[axis], first.x.shape[axis], states, given)
+    first: Any = users[0]
+    table = getattr(first, "table", None)
+    given = tuple(i for i in graph.inputs if not i.state and i not in (first.start, table))
+    if table is None:
+        axis = first.dim
+        return Cache(first.start, first.new.shape[axis], first.x.shape[axis], states, given)
+    page = first.pool.shape[2]
+    room = table.shape[1] * page
+    return Cache(first.start, first.new.shape[2], room, states, given, table, page)
 
 
 # ------------------------------------------------------------------ the sequence

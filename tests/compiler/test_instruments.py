@@ -18,6 +18,9 @@ from effc.difference import Difference, compare, violation
 from effc.dump import Dump, check_folder, write_dump
 from effc.instruments import Measure, Verify
 from effc.ir import InputError, OptionError, PassError, parse
+from effc.ir import Tensor as TensorType
+from effc.ir.formats import GroupQuant, quantize
+from effc.ir.types import f32, i8
 from effc.passes.base import Pipeline, bounded, exact, lossy
 from effc.pipeline import run_pipeline
 from effc.record import Record
@@ -90,6 +93,10 @@ def test_compare_other_kinds_of_results():
     assert compare([(torch.ones(2), true)], [(torch.ones(2), ~true)]).max_abs == 1
     assert compare([torch.ones(2) * 1j], [torch.ones(2) * 2j]).max_abs == 1
     assert compare([torch.ones(2)], []).max_abs == math.inf
+    t = TensorType((2, 4), i8, format=GroupQuant(None, f32))
+    a, b = (quantize(torch.ones(2, 4) * size, t) for size in (1, 3))
+    assert compare([a], [a]).equal
+    assert compare([a], [b]).max_abs == pytest.approx(2)
     worst = compare([torch.ones(2), torch.ones(2)], [torch.ones(2), torch.zeros(2)])
     assert worst.output == 1
 
