@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from effc.capture import Refusal, capture_exported
 from effc.collector import collector_paused
 from effc.dynamo import HandedOver
 from effc.engine import compile_captured
+from effc.interop import Checkpoint, load
 from effc.ir import EffcError, OptionError
 from effc.module import Ahead, CompiledModule
 from effc.options import Options
@@ -27,6 +29,7 @@ def compile(
     example_inputs: Sequence[Any] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    weights: Checkpoint | str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Compile a model for inference and return an nn.Module that is called as the model is.
@@ -36,7 +39,9 @@ def compile(
     example_inputs: arguments of one call, by default the first set of `calibrate`; with them the
     whole graph is compiled now (through torch.export) and every pass's error is measured on them;
     without them compilation waits for the first call. dynamic_shapes: as in torch.export.
-    options: fields of effc.options.Options.
+    weights: a quantised checkpoint of another tool (effc.interop.read, or its path): the compiled
+    graph computes with its codes, and the model's parameters become the numbers that they stand
+    for. options: fields of effc.options.Options.
 
     Raises OptionError, PipelineError, and with strict=True UnsupportedError.
     """
@@ -50,6 +55,14 @@ def compile(
     chosen = Options.of({"measure": given, **options})
     module = model if isinstance(model, nn.Module) else _Function(model)
     asked_for(chosen.passes, calibrate)
+    checkpoint = None
+    if weights is not None:
+        if not given:
+            raise OptionError(
+                "weights are put into a graph that is captured whole",
+                fix="give example_inputs, or use effc.decoder",
+            )
+        checkpoint = load(module, weights)
     if not given:
         return CompiledModule(module, None, _dynamo(module, options))
     sets = None if calibrate is None else argument_sets(calibrate)
@@ -59,7 +72,7 @@ def compile(
     if sets and example_inputs is None and not example_kwargs:
         example = sets[0]
     learning = None if sets is None else flattened(sets, example)
-    compiled = _ahead(module, *example, dynamic_shapes, chosen, learning)
+    compiled = _ahead(module, *example, dynamic_shapes, chosen, learning, checkpoint)
     return CompiledModule(module, compiled, None)
 
 
@@ -80,19 +93,19 @@ def _dynamo(module: nn.Module, options: Mapping[str, Any]) -> Callable[..., Any]
 
 def _ahead(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any,
-    options: Options, calibration: Sequence[Sequence[Any]] | None,
+    options: Options, calibration: Sequence[Sequence[Any]] | None, checkpoint: Checkpoint | None,
 ) -> Ahead:  # fmt: skip
     record = Record(type(module).__name__, pipeline=str(options.passes), target=options.target)
     with record.phase("export"), torch.no_grad():
         program = _export(module, args, kwargs, dynamic)
     with collector_paused():
-        return _compiled(module, args, kwargs, program, record, options, calibration)
+        return _compiled(module, args, kwargs, program, record, options, calibration, checkpoint)
 
 
 def _compiled(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     program: torch.export.ExportedProgram, record: Record, options: Options,
-    calibration: Sequence[Sequence[Any]] | None,
+    calibration: Sequence[Sequence[Any]] | None, checkpoint: Checkpoint | None,
 ) -> Ahead:  # fmt: skip
     with record.phase("capture"):
         captured = capture_exported(program)
@@ -104,7 +117,7 @@ def _compiled(
 
     made: Any = captured
     if not isinstance(captured, Refusal):
-        made = compile_captured(captured, options, record, original, flat, calibration)
+        made = compile_captured(captured, options, record, original, flat, calibration, checkpoint)
     if isinstance(made, Refusal):
         record.refusal = made
         made = HandedOver(original, record)

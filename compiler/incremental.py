@@ -31,6 +31,7 @@ from effc.dump import write_dump
 from effc.engine import build, check_strict, guards_of
 from effc.importer import Imported, import_captured
 from effc.instruments import Verify
+from effc.interop import Checkpoint, placed
 from effc.ir import EffcError, UnsupportedError
 from effc.ir import Tensor as TensorType
 from effc.ir.specialise import specialise
@@ -38,6 +39,7 @@ from effc.ir.symbols import symbolic
 from effc.options import Options
 from effc.passes.base import Pipeline
 from effc.passes.cache import Cache, cache_of
+from effc.passes.cache.insert_kv_cache import STATES
 from effc.pipeline import Instrument, run_pipeline
 from effc.record import Guard, Record
 from effc.stage import Stage
@@ -82,6 +84,21 @@ VARIANTS = {
 }
 
 
+def with_cache(recipe: str, size: str, each: Pipeline) -> str:
+    """A recipe with insert-kv-cache before what reads its states, or at its end.
+
+    each: passes of every specialised graph. Where a recipe has all of them in a row (as the named
+    ones end), they are left to those graphs.
+    """
+    passes, run = list(Pipeline.parse(recipe).passes), list(each.passes)
+    for i in reversed(range(len(passes) - len(run) + 1) if run else ()):
+        if passes[i : i + len(run)] == run:
+            del passes[i : i + len(run)]
+    at = next((i for i, p in enumerate(passes) if STATES in p.needs), len(passes))
+    texts = [*map(str, passes)]
+    return ",".join([*texts[:at], f"insert-kv-cache{{dim={size}}}", *texts[at:]])
+
+
 @dataclass(eq=False)
 class Incremental:
     """The graph over new tokens, and what is planned of it.
@@ -114,7 +131,7 @@ class Incremental:
     @staticmethod
     def of(
         form: Form, name: str, recipe: str, options: Options,
-        calibration: Sequence[Sequence[Tensor]] | None = None,
+        calibration: Sequence[Sequence[Tensor]] | None = None, checkpoint: Checkpoint | None = None,
     ) -> Incremental:  # fmt: skip
         """One form of a model, captured. Raises UnsupportedError with the reason where it cannot
         be."""
@@ -124,10 +141,11 @@ class Incremental:
         with collector_paused():
             with _timed(seconds, "capture"):
                 captured, imported = _captured(program, name)
+                imported = placed(imported, checkpoint)
                 calling = Calling.of(captured, imported)
                 batch, size = _sizes(name, imported, calling)
             backend = find_backend(options.target)
-            pipeline = ",".join(filter(None, (recipe, f"insert-kv-cache{{dim={size}}}")))
+            pipeline = with_cache(recipe, str(size), options.passes)
             with _timed(seconds, "passes"):
                 stages = run_pipeline(
                     imported.graph, Pipeline.parse(pipeline), supports=backend.supports,
@@ -146,7 +164,13 @@ class Incremental:
 
     def states(self, batch: int, capacity: int) -> list[Tensor]:
         """Memory for every state."""
-        sizes = {self.batch: batch, self.cache.capacity: capacity}
+        return self._memory({self.batch: batch, self.cache.capacity: capacity})
+
+    def pool(self, pages: int) -> list[Tensor]:
+        """Memory for every state, where they lie in pages."""
+        return self._memory({self.cache.states[0].shape[0]: pages})
+
+    def _memory(self, sizes: Mapping[Any, int]) -> list[Tensor]:
         return [
             torch.empty([sizes.get(n, n) for n in s.shape], dtype=s.dtype.torch, device=self.device)
             for s in self.cache.states

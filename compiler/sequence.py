@@ -43,9 +43,8 @@ class Sequence:
         self.decoder = decoder
         self.batch, self.length, self.fixed = batch, 0, capacity
         self.mask: Tensor | None = None  # int64 [batch, capacity]: 0 where a token is padding
-        self._states: list[Tensor] = []
         self._past = torch.zeros((), dtype=torch.int64, device=decoder.graph.device)
-        self._allocate(capacity or _least(FIRST, decoder.longest))
+        self._rows = decoder.rows(batch, capacity or _least(FIRST, decoder.longest))
 
     def __len__(self) -> int:
         return self.length
@@ -54,9 +53,14 @@ class Sequence:
         return f"<{self.batch} x {self.length} tokens of {self.decoder.name}, room {self.capacity}>"
 
     @property
+    def capacity(self) -> int:
+        """Tokens that there is room for."""
+        return self._rows.capacity
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of the caches, at their capacity."""
-        return sum(t.nbytes for t in self._states)
+        """Bytes of the caches: at their capacity, or of the pages in use."""
+        return self._rows.nbytes
 
     # -------------------------------------------------------------- new tokens
 
@@ -91,13 +95,13 @@ class Sequence:
         bound = compiled.bound()
         start = perf_counter()
         end = self.length + ids.shape[1]
-        if end > self.capacity:
-            self._grow(end)
-        call = [ids, self._past, *self._states]
-        if variant.padded:
-            given = {"ids": ids, **self._padding(end, mask, positions)}
-            call[:1] = [given[name] for name in compiled.given]
-        logits, *self._states = bound(call)
+        self._room(end)
+        self._rows.write(self.length, end)
+        given = {"ids": ids, **(self._padding(end, mask, positions) if variant.padded else {})}
+        with self._rows.running():
+            call = [*(given[name] for name in compiled.given), self._past, *self._rows.inputs]
+            logits, *states = bound(call)
+            self._rows.took(states)
         self._moved(end)
         compiled.count(ids.numel(), perf_counter() - start)
         return logits
@@ -127,7 +131,7 @@ class Sequence:
     # -------------------------------------------------------------- what was seen
 
     def fork(self) -> Sequence:
-        """A copy that goes its own way; it takes as much memory."""
+        """A copy that goes its own way; it takes as much memory, or in pages only what differs."""
         return self.select(range(self.batch))
 
     @_outlives
@@ -147,11 +151,7 @@ class Sequence:
             raise InputError(f"rows must be a list of numbers, got {list(index.shape)}")
         if index.min() < 0 or index.max() >= self.batch:
             raise InputError(f"rows {index.tolist()} of a batch of {self.batch}")
-        old, self.batch = self._states, len(index)
-        self._allocate(self.capacity)
-        for new, t, axis in zip(self._states, old, self.decoder.axes):
-            seen = t.narrow(axis, 0, self.length).index_select(0, index)
-            new.narrow(axis, 0, self.length).copy_(seen)
+        self._rows, self.batch = self._rows.select(index, self.length), len(index)
         self.mask = None if self.mask is None else self.mask[index]
 
     def rollback(self, n: int) -> None:
@@ -159,11 +159,13 @@ class Sequence:
         if not 0 <= n <= self.length:
             raise InputError(f"cannot forget {n} of {self.length} tokens")
         self._moved(self.length - n)
+        self._rows.keep(self.length)
 
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
         self.mask = None
         self._moved(0)
+        self._rows.keep(0)
 
     def _moved(self, length: int) -> None:
         self.length = length
@@ -171,31 +173,30 @@ class Sequence:
 
     # -------------------------------------------------------------- memory
 
-    def _allocate(self, capacity: int) -> None:
-        # What lies behind `length` is never read, so it may be anything.
-        self.capacity = capacity
-        self._states = self.decoder.graph.states(self.batch, capacity)
-
     @_outlives
     def _ones(self) -> Tensor:
         shape = self.batch, self.capacity
         return torch.ones(shape, dtype=torch.int64, device=self._past.device)
 
-    @_outlives
-    def _grow(self, needed: int) -> None:
-        """Room for `needed` tokens: twice as much as before, or more; contents are kept."""
+    def _room(self, needed: int) -> None:
+        """Room for `needed` tokens."""
         longest = self.decoder.longest
         if longest is not None and needed > longest:
             raise InputError(f"{self.decoder.name} takes {longest} tokens, not {needed}")
-        if self.fixed is not None:
+        if self.fixed is not None and needed > self.fixed:
             raise InputError(
                 f"{needed} tokens do not fit a sequence with room for {self.fixed}",
                 fix="decoder.sequence(capacity=...) with more, or without it, to let it grow",
             )
-        old, mask = self._states, self.mask
-        self._allocate(_least(max(2 * self.capacity, 1 << (needed - 1).bit_length()), longest))
-        for new, t, axis in zip(self._states, old, self.decoder.axes):
-            new.narrow(axis, 0, self.length).copy_(t.narrow(axis, 0, self.length))
+        if needed > self.capacity:
+            self._grow(needed, longest)
+
+    @_outlives
+    def _grow(self, needed: int, longest: int | None) -> None:
+        """Twice as much room as before, or more; contents are kept."""
+        mask = self.mask
+        more = max(2 * self.capacity, 1 << (needed - 1).bit_length())
+        self._rows.grow(_least(more, longest), self.length)
         if mask is not None:
             self.mask = self._ones()
             self.mask[:, : self.length] = mask[:, : self.length]

@@ -27,6 +27,11 @@ EFFC_INLINE vec widen(const half* p) {
 #endif
 }
 
+EFFC_INLINE vec widen(const int8_t* p) {
+  typedef int8_t bytes __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const bytes*>(p), vec);
+}
+
 constexpr int STEP = 2 * WIDTH;  // elements of a row that are taken together
 
 // STEP elements are two vectors, in the order that is least work: bf16 by even and odd places, as each
@@ -50,18 +55,24 @@ EFFC_INLINE void to_floats(const T* from, float* to, int64_t n) {
   load_row(from, to, n);
 }
 
-// A row of n elements as floats in the order of `part_of`, with zeros up to a whole STEP.
-template <class T>
-static void to_lanes(const T* from, float* to, int64_t n) {
+// A row of n elements as floats in the order of `part_of` for elements like K, with zeros up to a whole
+// STEP.
+template <class K, class T>
+static void to_lanes_of(const T* from, float* to, int64_t n) {
   to_floats(from, to, n);
   for (int64_t i = n; i < up(n, STEP); ++i) to[i] = 0.0f;
-  if constexpr (std::is_same_v<T, bf16>) {
+  if constexpr (std::is_same_v<K, bf16>) {
     for (int64_t i = 0; i < n; i += STEP) {
       float some[STEP];
       memcpy(some, to + i, sizeof(some));
       for (int j = 0; j < WIDTH; ++j) to[i + j] = some[2 * j], to[i + WIDTH + j] = some[2 * j + 1];
     }
   }
+}
+
+template <class T>
+static void to_lanes(const T* from, float* to, int64_t n) {
+  to_lanes_of<T>(from, to, n);
 }
 
 // n floats in the order of T's parts become floats in order; there is room for a whole STEP.

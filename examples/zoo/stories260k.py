@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from .files import filled, tensors
 
 HEADS, KEY_HEADS = 8, 4
+BOS, FIRST = 1, 259  # the first token that is no byte and no sign of its own
 NAMES = {
     "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -51,6 +54,36 @@ def golden(folder: Path) -> tuple[tuple, dict[str, Any], Tensor]:
     stored = tensors(folder / "golden.safetensors")
     kwargs = {"input_ids": stored["ids"][None, :64], "use_cache": False}
     return (), kwargs, stored["logits_first64"][None]
+
+
+def tokenizer(folder: Path) -> Any:
+    """Its tokenizer, a tokenizers.Tokenizer; a text begins with BOS, which it does not put there.
+
+    llama2.c merges the pair whose joined token scores best: a byte-pair encoding whose merges are
+    ranked by the token that they make.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    raw, at = (folder / "tok512.bin").read_bytes(), 4
+    scores: dict[str, float] = {}
+    while at < len(raw):
+        score, size = struct.unpack_from("fi", raw, at)
+        scores[raw[at + 8 : at + 8 + size].decode()] = score
+        at += 8 + size
+    ids = {token: i for i, token in enumerate(scores)}
+    merges = []
+    for token in sorted(scores, key=lambda t: (-scores[t], ids[t])):
+        halves = [(token[:i], token[i:]) for i in range(1, len(token))]
+        merges += [(a, b) for a, b in halves if a in ids and b in ids and ids[token] >= FIRST]
+    made = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", byte_fallback=True))
+    made.normalizer = normalizers.Prepend(" ")
+    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return made
+
+
+def stories(folder: Path) -> list[str]:
+    """67 stories of the kind it was trained on."""
+    return json.loads((folder / "tinystories_sample.json").read_text(encoding="utf-8"))
 
 
 def _renamed(name: str) -> str:

@@ -39,7 +39,7 @@ def test_what_is_decoded_is_the_model_that_the_recipe_made(passes, states, tmp_p
     s = decoder.sequence()
     got = [s.append(ids[:, :20], every=True), s.append(ids[:, 20:], every=True)]
     close(torch.cat(got, 1), want)
-    assert len(s._states) == states
+    assert len(s._rows.states) == states
     assert (tmp_path / "out" / "graph_decode_batch_1" / "000_capture.py").exists()
     decoder.save(tmp_path / "x.effc")
     again = effc.load(tmp_path / "x.effc").sequence()

@@ -87,12 +87,12 @@ def test_any_order_of_doing_and_undoing():
 def test_what_lies_behind_the_tokens_is_never_read():
     model, decoder = made("mistral")
     s, ids = decoder.sequence(), some(1, 20)
-    for t in s._states:
+    for t in s._rows.states:
         t.fill_(torch.nan)
     s.append(ids[:, :9])
     s.append(some(1, 8))
     s.rollback(8)
-    for t in s._states:
+    for t in s._rows.states:
         t[:, :, 9:].fill_(torch.nan)
     close(s.append(ids[:, 9:]), whole(model, ids)[:, -1])
 
@@ -101,10 +101,10 @@ def test_states_are_updated_in_place():
     _, decoder = made("plain")
     s = decoder.sequence()
     s.append(some(1, 3))
-    places = [t.data_ptr() for t in s._states]
+    places = [t.data_ptr() for t in s._rows.states]
     s.append(some(1, 5))
     s.append(some(1, 1))
-    assert [t.data_ptr() for t in s._states] == places
+    assert [t.data_ptr() for t in s._rows.states] == places
     assert s.nbytes == 4 * 2 * 16 * 4 * s.capacity  # k and v of 2 layers; 2 heads of 16 floats
 
 

@@ -22,7 +22,7 @@ from effc.ir.formats import GroupQuant, GroupSparse
 from effc.ir.ops.aten import Aten
 from effc.ir.ops.region import Fused, Loop
 from effc.ir.rewrite import op
-from effc.ir.types import DTYPES, bf16, boolean, f32, f64, i8, i32, i64
+from effc.ir.types import DTYPES, bf16, boolean, f32, f64, i8, i32, i64, u8
 from tests.ir.samples import SHAPES, Maker, sampler
 
 # ------------------------------------------------------------------ samples: movement
@@ -110,6 +110,21 @@ def update(t: Maker) -> Iterator[Op]:
     yield op.update(t(2, 3, 5, 4, layout=channels_last), t(2, 3, 3, 4), at, 2)
 
 
+@sampler("update_pages")
+def update_pages(t: Maker) -> Iterator[Op]:
+    for n, dtype in ((0, f32), (1, f32), (3, bf16)):
+        table = t(2, 2, dtype=i64, low=0, high=4)
+        yield op.update_pages(
+            t(5, 3, 4, 2, dtype=dtype), t(2, 3, n, 2, dtype=dtype), table, t(dtype=i64)
+        )
+
+
+@sampler("gather_pages")
+def gather_pages(t: Maker) -> Iterator[Op]:
+    for dtype in (f32, bf16, i8):
+        yield op.gather_pages(t(5, 3, 4, 2, dtype=dtype), t(2, 3, dtype=i64, low=0, high=4))
+
+
 @sampler("pad")
 def pad(t: Maker) -> Iterator[Op]:
     yield op.pad(t(2, 3), (0, 1), (2, 0))
@@ -168,6 +183,8 @@ def item(t: Maker) -> Iterator[Op]:
     many = Aten("aten.topk.default", (x, 2, 0), (), of=of)
     yield Item(many, 0)
     yield Item(many, 1)
+    for i in range(3):
+        yield Item(op.quantize(t(2, 8), DTYPES["uint4"], GroupQuant(4, f32, u8)), i)
 
 
 @sampler("aten")
