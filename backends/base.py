@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 
 from effc.ir import EffcError, Graph, InputError, Op, OptionError, Rates, Weight, nearest
-from effc.ir.graph import same_bits
+from effc.ir.graph import same_bits, unpacked
 from effc.ir.rewrite import Answer, No, yes
 
 GROUP = "effc.backends"

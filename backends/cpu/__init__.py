@@ -27,7 +27,17 @@ from ..plan.lowering import Lowerings
 from ..plan.plan import Part, Plan, Program
 from ..plan.planner import make_plan
 from ..plan.tuning import Schedules
-from . import fused, images, movers, norms  # noqa: F401  (they fill the table)
+from . import (  # noqa: F401  (they fill the tables)
+    embedding,
+    fused,
+    images,
+    level_codes,
+    movers,
+    norms,
+    plane_codes,
+    quantize,
+    sparse_codes,
+)
 from .features import CpuFeatures, UnsupportedCpu, detect, lacking, planning_for
 from .lowering import CPU
 from .tuning import Database, tune

@@ -16,8 +16,8 @@ from ..plan.moves import channels_split, order_of, pixels_split
 from ..plan.regions import Region, broadcast, check_body, layout_order
 from . import library, products
 from .library import ANCHORS, Inside
+from .operands import Product
 from .pointwise import is_pointwise
-from .products import Product
 
 
 def concerns(node: Op) -> bool:
@@ -99,8 +99,7 @@ def _on_sums(
     rest: list[Op], shuffle: Any,
 ) -> None:  # fmt: skip
     """Our own product, what follows computed on its sums; a pixel shuffle in a kernel after it."""
-    read = {o for n in rest for o in n.operands}
-    leaves = {leaf: ref for leaf, ref in region.refs(b).items() if leaf in read}
+    leaves = region.refs(b, [o for n in rest for o in n.operands])
     result = region.outputs[0] if shuffle is None else shuffle.x
     comment = region.comment(b)
     out = products.lower(b, node, anchor, product, outer, leaves, rest, result, comment)
@@ -124,9 +123,9 @@ def _epilogue(
     b: Builder, node: Op, region: Region, root: Root, done: Op, rest: list[Op], shuffle: Any
 ) -> None:
     shape = done.shape
-    read = {o for n in rest for o in n.operands}
+    read = [o for n in rest for o in n.operands]
     result = region.outputs[0] if shuffle is None else shuffle.x
-    refs = {leaf: broadcast(b, ref, shape) for leaf, ref in region.refs(b).items() if leaf in read}
+    refs = {leaf: broadcast(b, ref, shape) for leaf, ref in region.refs(b, read).items()}
     root.read_by_kernels = True
     refs[done] = whole(root)
     if shuffle is None and node.tensor.dtype == root.dtype:

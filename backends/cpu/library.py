@@ -26,7 +26,7 @@ from ..plan.builder import Builder
 from ..plan.frame import Frame
 from ..plan.host import library
 from ..plan.memory import Root
-from . import products
+from . import codes, products
 from .lowering import lowers
 
 Build = Callable[[Frame], Callable[[], torch.Tensor]]
@@ -229,7 +229,7 @@ def _linear(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Call:
         x, w, bias = (*slots, frame.nothing)[:3]
         return lambda: run(v[x], v[w], v[bias])
 
-    return Call("torch.linear", slots, build)
+    return Call("torch.linear", slots, build, note=codes.remark(b, node, operands))
 
 
 def _matmul(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Call:

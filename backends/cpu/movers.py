@@ -1,16 +1,14 @@
-"""Copies between two ways to walk memory, gathers, made tensors, and rotary embedding."""
+"""Copies between two ways to walk memory, made tensors, and rotary embedding."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from effc.codegen.cpp.image import embedding
 from effc.codegen.cpp.loops import Nest, Operand
 from effc.codegen.cpp.pointwise import loop_nest, pointwise, transpose, update
 from effc.codegen.cpp.region import Statements
 from effc.codegen.cpp.scalar import literal, register
-from effc.ir import Op, row_major
-from effc.ir.symbols import product
+from effc.ir import Op
 
 from ..plan.builder import Builder
 from ..plan.memory import Ref, whole
@@ -18,7 +16,6 @@ from ..plan.moves import (
     MOVES,
     full,
     order_of,
-    packed_ref,
     real_value,
     rope_check,
     rope_pairs,
@@ -70,21 +67,7 @@ def _update(b: Builder, node: Any) -> None:
     b.set(node, out)
 
 
-# ------------------------------------------------------------------ gathers and made tensors
-
-
-@lowers("embedding")
-def _embedding(b: Builder, node: Any) -> None:
-    (out,) = b.results(node)
-    table, ids = b.ref(node.table), b.ref(node.ids)
-    if table.strides[1] != 1:
-        table = packed_ref(b, node.table, table, row_major)
-    if ids.strides != node.ids.tensor.strides:
-        ids = packed_ref(b, node.ids, ids, row_major)
-    numbers = (product(node.ids.shape), table.shape[1], table.shape[0], table.strides[0])
-    made = embedding(node.dtype, node.ids.dtype, numbers, Region.of(node).comment(b))
-    b.kernel(made.kernel, node, [out, whole(b.error_word())], [table, ids], made.numbers)
-    b.set(node, out)
+# ------------------------------------------------------------------ made tensors
 
 
 lowers("full", check=real_value)(full)

@@ -17,49 +17,39 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from effc.codegen.cpp.kernel import Kernel
 from effc.codegen.cpp.loops import Nest, Operand
-from effc.codegen.cpp.products import BF16, F16, F32, TILES, Tile, core, epilogue
+from effc.codegen.cpp.products import BF16, F16, F32, core, epilogue
 from effc.codegen.cpp.region import Statements
-from effc.ir import DType, Op, no, symbols, yes
+from effc.ir import DType, No, Op, no, symbols, yes
 from effc.ir.rewrite import Answer
 from effc.ir.symbols import Dim
-from effc.ir.types import channels_last, row_major
+from effc.ir.types import channels_last
 
 from ..plan.builder import Builder
 from ..plan.memory import Ref, permuted, whole
 from ..plan.regions import broadcast, layout_order
+from . import caches, codes
 from .features import CpuFeatures, detect
-from .movers import copy_into
+from .operands import BLOCK, Product, lined_up, tile, unit, up
 from .tuning import Problem, Schedule
 
-BLOCK = 96  # rows of a block: whole tiles of every instruction set
 FEW_CHANNELS = 8  # fewer hardly fill a run of products: pixels may be gathered first
 POINTS, OUT = 36, 4  # of Winograd's F(4x4, 3x3)
-
-
-@dataclass(frozen=True)
-class Product:
-    """A call of a core, without its epilogue."""
-
-    core: Kernel
-    refs: tuple[Ref, ...]  # what the core reads
-    numbers: tuple[Dim, ...]
-    note: str = ""
-    strides: tuple[Dim, ...] | None = None  # of its result; None: packed in the layout of its type
 
 
 def takes(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Answer:
     """Whether a kernel here computes the anchor; operands are its values in the plan."""
     if not b.kernels:
         return no("no kernels are built", at=node)
+    if codes.takes(b, node, operands):
+        return yes
     if node.name not in MAKERS:
         return no("{} goes to a library", node.name, at=node)
     if not _ours(node) and not _on_tiles(b, node, operands):
@@ -112,6 +102,9 @@ def _takes_convolution(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Answ
 
 def find(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
     """The call that computes the anchor, or None where a library does."""
+    product = codes.find(b, node, operands)
+    if product is not None:
+        return product
     if not takes(b, node, operands):
         return None
     if _on_tiles(b, node, operands):
@@ -162,20 +155,12 @@ def lower(
 _BIAS: Any = "bias"  # stands for the anchor's bias among leaves, which are nodes
 
 
-def tile() -> Tile:
-    cpu = detect()
-    return TILES[cpu.level if isinstance(cpu, CpuFeatures) else "default"]
-
-
-def up(n: int, unit: int) -> int:
-    return -(-n // unit) * unit
-
-
 # ------------------------------------------------------------------ linear
 
 
 def _linear(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
-    return _times(b, operands[node.x], b.ref(operands[node.w]))
+    made = _times(b, operands[node.x], b.ref(operands[node.w]))
+    return made and replace(made, note=codes.remark(b, node, operands))
 
 
 def _matmul(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
@@ -188,10 +173,10 @@ def _matmul(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
 
 def _times(b: Builder, value: Op, w: Ref) -> Product | None:
     """Rows of the value times w[results, depth], which lies by rows or by columns."""
-    turned = not _unit(w, -1)
-    if turned and not _unit(w, 0):
+    turned = not unit(w, -1)
+    if turned and not unit(w, 0):
         return None
-    x, rows = _lined_up(b, value)
+    x, rows = lined_up(b, value)
     step = w.strides[1] if turned else w.strides[0]
     numbers = (rows.sizes[0], *w.shape, rows.operands[0].strides[0], step, BLOCK,
                up(64, tile().panel), int(turned))  # fmt: skip
@@ -206,32 +191,6 @@ OF = {
 OF["matmul"] = OF["linear"]
 
 
-def _lined_up(b: Builder, value: Op) -> tuple[Ref, Nest]:
-    """The value with rows at equal steps, copied where it does not lie so."""
-    x = b.ref(value)
-    rows = _rows(x)
-    if rows.rank > 1 or not _unit(x, -1):
-        x = _packed(b, value, x)
-        rows = _rows(x)
-    return x, rows
-
-
-def _rows(x: Ref) -> Nest:
-    """Everything but the last dimension, in as few dimensions as its strides allow."""
-    return Nest(x.shape[:-1], (Operand(x.dtype, x.strides[:-1]),)).collapsed().at_least(1)
-
-
-def _packed(b: Builder, value: Op, ref: Ref) -> Ref:
-    """A copy with rows in order: a small part of the time of a product over them."""
-    root = b.new_root("arena", value, value.tensor.with_(layout=row_major))
-    copy_into(b, value, whole(root), ref, note="packed for a product")
-    return whole(root)
-
-
-def _unit(ref: Ref, axis: int) -> bool:
-    return ref.strides[axis] == 1 or ref.shape[axis] == 1
-
-
 # ------------------------------------------------------------------ convolutions
 
 
@@ -239,7 +198,7 @@ def _convolution(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | 
     x = b.ref(operands[node.x])
     channels = node.x.tensor.shape[1]
     results, _, tall, broad = node.w.tensor.shape
-    if not _unit(x, 1) or not all(isinstance(n, int) for n in (channels, results, tall, broad)):
+    if not unit(x, 1) or not all(isinstance(n, int) for n in (channels, results, tall, broad)):
         return None
     sizes, window = _image(node, x)
     constant = operands[node.w]
@@ -267,10 +226,13 @@ def _image(node: Any, x: Ref) -> tuple[tuple[Dim, ...], tuple[Dim, ...]]:
 
 
 def _attention(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
-    q, k, v = (b.ref(operands[o]) for o in (node.q, node.k, node.v))
+    pair = caches.caches(node, operands)
+    if isinstance(pair, No):  # decoded or gathered before
+        pair = caches.Kept(operands[node.k]), caches.Kept(operands[node.v])
+    q, k, v = b.ref(operands[node.q]), pair[0].part(b, 0), pair[1].part(b, 0)
     *lead, queries, results = node.tensor.shape
     keys, depth = node.k.tensor.shape[-2:]
-    if len(lead) > 2 or not isinstance(depth, int) or not all(_unit(r, -1) for r in (q, k, v)):
+    if len(lead) > 2 or not isinstance(depth, int) or not all(unit(r, -1) for r in (q, k, v)):
         return None
     heads = lead[-1] if lead else 1
     sharing: Dim = 1
@@ -281,8 +243,10 @@ def _attention(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | No
         sharing = heads // kept
     q = _with_heads(b, q, (*lead, queries, depth))
     shared = (*lead[:-1], heads // sharing) if lead else ()
-    k = _with_heads(b, k, (*shared, keys, depth))
-    v = _with_heads(b, v, (*shared, keys, results))
+    paged = pair[0].table is not None
+    if not paged:
+        k = _with_heads(b, k, (*shared, keys, depth))
+        v = _with_heads(b, v, (*shared, keys, results))
     mask, kind, steps = q, 0, (0, 0, 0, 0)
     if node.mask is not None:
         mask = _with_heads(b, b.ref(operands[node.mask]), (*lead, queries, keys))
@@ -293,15 +257,18 @@ def _attention(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | No
         kind, *q.strides[:3], *k.strides[:3], *v.strides[:3], *steps,
     )  # fmt: skip
     strides = _heads_inside(node.tensor.shape)
-    if _on_tiles(b, node, operands):
+    if pair[0].plain and _on_tiles(b, node, operands):
         parts = _parts(b, node) or 0
         made, note = core("attention_bf16"), NOTES[parts]
         return Product(made, (q, k, v, mask), (*numbers, parts), note, strides)
-    reads = (q, k, v, mask)
-    if node.past is not None:
-        reads += b.ref(operands[node.past]), whole(b.error_word())
-    made = core(OF["attention"][node.tensor.dtype])
-    return Product(made, reads, (*numbers, int(node.past is not None)), strides=strides)
+    made, reads = core(OF["attention"][node.tensor.dtype]), (q, k, v, mask)
+    numbers = (*numbers, int(node.past is not None))
+    if node.past is None and pair[0].plain:
+        return Product(made, reads, (*numbers, 0, 0, 0), strides=strides)
+    reader, read, told = caches.more_reads(
+        b, node, pair, lambda r: r if paged else _with_heads(b, r, (*shared, keys, 1)), operands
+    )
+    return Product(reader or made, (*reads, *read), (*numbers, *told), strides=strides)
 
 
 MASKS = {F32: 1, BF16: 3, F16: 4}  # added; others keep a score or drop it
@@ -366,7 +333,7 @@ def _on_tiles(b: Builder, node: Any, operands: Mapping[Op, Op]) -> bool:
 
 def _linear_on_tiles(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
     """A 1x1 convolution over a picture of one line, whose pixels are the rows."""
-    x, rows = _lined_up(b, operands[node.x])
+    x, rows = lined_up(b, operands[node.x])
     results, depth = node.w.tensor.shape
     count, step = rows.sizes[0], rows.operands[0].strides[0]
     sizes = (1, 1, count, depth, results, 1, count, 0, 0, step)
@@ -375,7 +342,7 @@ def _linear_on_tiles(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Produc
 
 def _convolution_on_tiles(b: Builder, node: Any, operands: Mapping[Op, Op]) -> Product | None:
     x = b.ref(operands[node.x])
-    if not _unit(x, 1):
+    if not unit(x, 1):
         return None
     return _tiled(b, node, operands, x, *_image(node, x))
 

@@ -19,7 +19,7 @@ from ..base import Options
 from ..gpu.backend import GpuBackend
 from ..gpu.program import GpuExecutable
 from ..ptx_host import PtxHostBackend
-from . import fused, products, rows  # noqa: F401  (they fill the table)
+from . import codes, fused, products, rows  # noqa: F401  (they fill the table)
 from .lowering import CUDA
 
 

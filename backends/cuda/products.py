@@ -14,7 +14,7 @@ from effc.ir.rewrite import Answer
 from effc.ir.types import row_major
 
 from ..cpu.pointwise import is_pointwise
-from ..gpu import anchored
+from ..gpu import anchored, codes
 from ..gpu.anchored import Parts, left_of
 from ..gpu.lowering import Candidate, choose
 from ..gpu.products import GUESS, device
@@ -33,6 +33,8 @@ def concerns(node: Op) -> bool:
 
 
 def check(node: Op) -> Answer:
+    if codes.concerns(node):
+        return no("its weight is read as codes", at=node)
     answer = anchored.check(node)
     if not answer:
         return answer

@@ -277,14 +277,14 @@ def lower(b: Builder, node: Op) -> None:
         convolution.prepared(b, source.anchors[0], refs, outer)
     samples = {n: refs[n.x] for n in parts.samples}
     if convolution.is_depthwise(parts.anchors[0]):
-        leaves = _leaves(b, parts, refs)
+        leaves = leaves_of(b, parts, refs)
         convolution.depthwise(
             b, node, parts.anchors[0], refs, out, leaves, samples, done, comment)  # fmt: skip
         b.set(node, out)
         return
     anchors = [MAKERS[a.name](b, a, refs) for a in source.anchors]
     first = last = anchors[0]
-    leaves = _leaves(b, parts, refs)
+    leaves = leaves_of(b, parts, refs)
     chain, between = None, []
     if parts.inner is not None:
         last = MAKERS[parts.anchors[0].name](b, parts.anchors[0], refs)
@@ -295,7 +295,7 @@ def lower(b: Builder, node: Op) -> None:
         first = last = convolution.taken_apart(first, factor)
         shown = pixels_split(out, factor)
         leaves = {leaf: channels_split(ref, factor) for leaf, ref in leaves.items()}
-    read = _left(first, b, source, refs)
+    read = left_refs(first, b, source, refs)
     walks = tuple((leaf, first.factor(ref)) for leaf, ref in read.items())
     work = Products(
         first.space, Factor(left_of(first.node), walks, source.before, _pooled(source)),
@@ -314,7 +314,7 @@ def _chained(
     b: Builder, inner: Parts, first: Anchor, last: Anchor, refs: Mapping[Op, Ref]
 ) -> tuple[Chain, list[Ref]]:  # fmt: skip
     """The product before the last one, and the memory that it reads after its sums."""
-    leaves, samples = _leaves(b, inner, refs), {n: refs[n.x] for n in inner.samples}
+    leaves, samples = leaves_of(b, inner, refs), {n: refs[n.x] for n in inner.samples}
     chain = Chain(
         last.right_walk, last.node.w.shape[0],
         tuple((leaf, first.spread(ref)) for leaf, ref in leaves.items()),
@@ -324,7 +324,7 @@ def _chained(
     return chain, [last.right, *leaves.values(), *samples.values()]
 
 
-def _leaves(b: Builder, parts: Parts, refs: Mapping[Op, Ref]) -> dict[Any, Ref]:
+def leaves_of(b: Builder, parts: Parts, refs: Mapping[Op, Ref]) -> dict[Any, Ref]:
     """What is read after the sums, along the result's shape; each anchor's bias among it."""
     t = parts.anchors[0].tensor
     read = {o for n in parts.rest for o in n.operands}
@@ -340,7 +340,7 @@ def _leaves(b: Builder, parts: Parts, refs: Mapping[Op, Ref]) -> dict[Any, Ref]:
     return found
 
 
-def _left(anchor: Anchor, b: Builder, parts: Parts, refs: Mapping[Op, Ref]) -> dict[Op, Ref]:
+def left_refs(anchor: Anchor, b: Builder, parts: Parts, refs: Mapping[Op, Ref]) -> dict[Op, Ref]:
     """What the left factor is made of."""
     value = left_of(anchor.node)
     if not parts.before:
@@ -369,4 +369,4 @@ def after(t: Tile, sums: list[Element], parts: Parts) -> Element:
 for _name in MAKERS:
     lowers(_name, check=check)(lower)
 
-__all__ = ["check", "concerns", "lower"]
+__all__ = ["after", "check", "concerns", "leaves_of", "left_of", "left_refs", "lower"]

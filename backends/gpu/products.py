@@ -277,6 +277,6 @@ def guarded(made: Made, guard: Dim) -> Made:
 
 
 __all__ = [
-    "PAYS", "Anchor", "device", "extents", "guarded", "guess", "is_product", "launch", "linear",
-    "matmul", "pick", "precision", "problem_of",
+    "GUESS", "KINDS", "PAYS", "Anchor", "device", "extents", "guarded", "guess", "is_product",
+    "launch", "linear", "matmul", "pick", "precision", "problem_of",
 ]  # fmt: skip

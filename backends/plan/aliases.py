@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from effc.ir import Graph, Item, Op
 
 
@@ -17,6 +19,17 @@ def alias_root(node: Op) -> Op:
     while (source := viewed(node)) is not None:
         node = source
     return node
+
+
+def memories(node: Op) -> Iterator[Op]:
+    """Every value whose memory the node may show: a value of parts shows all of them."""
+    while (source := viewed(node)) is not None:
+        if node.name == "encoded":
+            for part in node.operands:
+                yield from memories(part)
+            return
+        node = source
+    yield node
 
 
 def escaping(graph: Graph) -> frozenset[Op]:
@@ -36,6 +49,6 @@ def consumers(graph: Graph) -> dict[Op, list[Op]]:
     found: dict[Op, list[Op]] = {}
     for node in graph.nodes:
         if viewed(node) is None:
-            for operand in dict.fromkeys(map(alias_root, node.operands)):
+            for operand in dict.fromkeys(m for o in node.operands for m in memories(o)):
                 found.setdefault(operand, []).append(node)
     return found

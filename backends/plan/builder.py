@@ -45,7 +45,9 @@ class Builder:
     constants: dict[Op, Root] = field(default_factory=dict)
     packed: dict[tuple[Op, str, Any], Packed] = field(default_factory=dict)
     derived_roots: dict[int, Root] = field(default_factory=dict)  # slot -> for kernels
-    values: dict[Op, Any] = field(default_factory=dict)  # Held, a tuple of them, or a number's slot
+    # Held; a tuple of them where a node has several results, or its value is one of parts; or the
+    # slot of a number, and of what a fallback gave in one piece.
+    values: dict[Op, Any] = field(default_factory=dict)
     slots: int = 0
     shown_in: dict[int, Root] = field(default_factory=dict)  # slot -> the memory its tensor shows
     sizes: Sizes = field(default_factory=Sizes)
@@ -90,9 +92,8 @@ class Builder:
     def derived(self, node: Op, what: str, fn: Callable[[Any], Any], key: Any = None) -> int:
         """The slot of fn(constant), computed when weights are bound."""
         if (node, what, key) not in self.packed:
-            self.held(node)
             same = fn if key is None else key
-            made = Packed(self.new_slot(), self.constants[node], fn, what, same)
+            made = Packed(self.new_slot(), node, fn, what, same)
             self.packed[node, what, key] = made
         return self.packed[node, what, key].slot
 
@@ -184,7 +185,39 @@ class Builder:
     def tensor(self, node: Op) -> int:
         """The slot of the value as a torch tensor."""
         held = self.held(node)
+        if isinstance(held, tuple):
+            return self._joined(node, held)
         return held if isinstance(held, int) else self._tensor(held)
+
+    def _joined(self, node: Op, parts: Sequence[Any]) -> int:
+        """The slot of a value of parts as one object, made where it is asked for."""
+        from .host import joined_call
+
+        given = node.operands if node.name == "encoded" else (node,) * len(parts)
+        slots = tuple(
+            p
+            if isinstance(p, int)
+            else self._joined(n, p)
+            if isinstance(p, tuple)
+            else self._tensor(p)
+            for n, p in zip(given, parts, strict=True)
+        )
+        for root in self.memory_of(node):
+            self._uses(root)
+        slot = self.new_slot()
+        self.host("view", node.name, node, joined_call(self, node, slots, slot), slots)
+        return slot
+
+    def memory_of(self, node: Op) -> list[Root]:
+        """All that the value lies in."""
+        found, waiting = [], [self.held(node)]
+        while waiting:
+            held = waiting.pop()
+            if isinstance(held, tuple):
+                waiting += held
+            elif isinstance(held, Held):
+                found.append(held.root)
+        return found
 
     def _tensor(self, held: Held) -> int:
         if held.slot >= 0:
@@ -224,9 +257,13 @@ class Builder:
         """Slots of several values, kept at least until the next step."""
         slots = tuple(self.tensor(n) for n in nodes)
         for n in nodes:
-            if isinstance(held := self.held(n), Held):
-                self._uses(held.root)
+            for root in self.memory_of(n):
+                self._uses(root)
         return slots
+
+    def part(self, node: Op, index: int) -> Ref:
+        """One part of a compressed value as kernels read it."""
+        return self._ref(self.held(node)[index])
 
     # -------------------------------------------------------------- what a step writes
 

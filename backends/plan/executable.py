@@ -181,9 +181,8 @@ class _Made:
             return {root: self._kept(node) for node, root in self.plan.constants.items()}
 
     def packed(self, p: Packed) -> Any:
-        assert p.source.node is not None
-        key = (self.numbers[p.source.node], p.what, p.key)
-        return self.shared.once(key, lambda: p.make(self.values[p.source.node]))
+        key = (self.numbers[p.source], p.what, p.key)
+        return self.shared.once(key, lambda: p.make(self._value(p.source)))
 
     def _kept(self, node: Op) -> Any:
         """Shared are the values that plans read, not those on the way to them."""
@@ -191,6 +190,8 @@ class _Made:
         return self.values[node]
 
     def _value(self, node: Op) -> Any:
+        if node in self.values:
+            return self.values[node]
         waiting = [node]
         while waiting:
             top = waiting[-1]

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from effc.ir import Op
+from effc.ir.formats import Encoded
 from effc.ir.op import map_values
 from effc.ir.rewrite import No
-from effc.ir.types import Tensor
+from effc.ir.types import Dense, Tensor
 
 from .memory import Ref, Root
 from .sizes import has_symbols
@@ -31,12 +32,13 @@ def fallback(b: Builder, node: Op, reason: No | None) -> None:
     """Run the node's own meaning through ATen; without a reason it is a choice, no fallback."""
     slots = b.reads(*node.operands)
     results = node.type if isinstance(node.type, tuple) else (node.type,)
-    pins = {h.root for o in node.operands if hasattr(h := b.held(o), "root")}
+    pins = {root for o in node.operands for root in b.memory_of(o)}
     for pin in pins:
         pin.pinned = True
     call = getattr(node, "target", node.name)
     kind = "aten" if reason is not None else "library"
-    if not all(isinstance(t, Tensor) for t in results):  # lists in tuples, or a result left out
+    # lists in tuples, a result left out, or one of parts
+    if not all(isinstance(t, Tensor) and isinstance(t.format, Dense) for t in results):
         b.values[node] = whole = b.new_slot()
         b.host(kind, call, node, reference_call(b, node, slots, whole), slots, reason)
         return
@@ -148,6 +150,22 @@ def _store(frame: Frame, root: Root) -> Callable[[Any], None]:
     return store
 
 
+def joined_call(b: Builder, node: Op, parts: Sequence[int], slot: int) -> Make:
+    """The parts of a compressed value as one object."""
+    t = node.tensor
+    b.sizes.add(t.shape)
+
+    def make(frame: Frame) -> Step:
+        v, of = frame.values, t.with_(shape=frame.numbers(t.shape))
+
+        def step() -> None:
+            v[slot] = Encoded(of, tuple(v[p] for p in parts))
+
+        return step
+
+    return make
+
+
 def view_call(b: Builder, node: Op, source: int, slot: int) -> Make:
     """A view op on a real tensor, as eager makes it."""
     b.sizes.add(tuple(node.attrs.values()))
@@ -216,6 +234,6 @@ def copy_call(into: int, source: int) -> Make:
 
 
 __all__ = [
-    "clone_call", "copy_call", "fallback", "has_symbols", "library", "reference_call", "view_call",
-    "window_call",
+    "clone_call", "copy_call", "fallback", "has_symbols", "joined_call", "library",
+    "reference_call", "view_call", "window_call",
 ]  # fmt: skip

@@ -28,11 +28,13 @@ def _accept(node: Op) -> Answer:
 
 @dataclass(frozen=True)
 class Lowering:
-    """native: needs a compiler; otherwise it is a library routine."""
+    """native: needs a compiler; otherwise it is a library routine. formats: whether it is asked
+    about values of formats too; others are given dense ones only."""
 
     check: Callable[[Any], Answer]
     lower: Callable[[Builder, Any], None]
     native: bool = True
+    formats: bool = False
 
 
 # (b, node, out, x, note="", kind="copy"): out[...] = x[...]; fill takes a number for x.
@@ -65,24 +67,25 @@ class Lowerings:
         return self.base.find(op)
 
     def lowers(
-        self, *ops: str, check: Callable[[Any], Answer] = _accept, native: bool = True
-    ) -> Callable[[Callable[[Builder, Any], None]], Callable[[Builder, Any], None]]:
+        self, *ops: str, check: Callable[[Any], Answer] = _accept, native: bool = True,
+        formats: bool = False,
+    ) -> Callable[[Callable[[Builder, Any], None]], Callable[[Builder, Any], None]]:  # fmt: skip
         """Register a lowering for ops by name."""
 
         def register(fn: Callable[[Builder, Any], None]) -> Callable[[Builder, Any], None]:
-            self.table.update(dict.fromkeys(ops, Lowering(check, fn, native)))
+            self.table.update(dict.fromkeys(ops, Lowering(check, fn, native, formats)))
             return fn
 
         return register
 
     def claim(self, node: Op) -> Answer:
         """Would a kernel or a library routine of ours take the node?"""
-        if node.view and node.name in ("reshape", "permute", "expand", "slice", "item"):
+        if node.view and node.name in ("reshape", "permute", "expand", "slice", "item", "encoded"):
             return yes
         found = self.find(node.name)
         if found is None:
             return no("op {} has no kernel", getattr(node, "target", node.name), at=node)
-        return dense_elements(node) and found.check(node)
+        return (found.formats or dense_elements(node)) and found.check(node)
 
 
 def _unset(*_: Any, **__: Any) -> None:

@@ -55,6 +55,9 @@ def lower(b: Builder, node: Op, without: No | None) -> None:
     if node.name in VIEWS:
         b.set_view(node)
         return
+    if node.name == "encoded":  # its parts, which are there
+        b.values[node] = tuple(b.held(part) for part in node.operands)
+        return
     answer = b.target.claim(node)
     found = b.target.find(node.name)
     if answer and found is not None:

@@ -41,14 +41,27 @@ class Region:
                 found[n] = n.operands[0]
         return found
 
-    def refs(self, b: Builder) -> dict[Op, Ref]:
-        """Memory behind every leaf, and every view of one that a node reads."""
-        found = {leaf: b.ref(outer) for leaf, outer in zip(self.leaves, self.operands, strict=True)}
-        for node, source in self.views().items():
-            ref = b.viewed(node, found[source])
-            found[node] = ref if ref is not None else b.repacked(node, found[source])
-        read = {o for n in self.computed() for o in n.operands} | set(self.outputs)
-        return {leaf: ref for leaf, ref in found.items() if leaf in read}
+    def refs(self, b: Builder, read: Iterable[Op] | None = None) -> dict[Op, Ref]:
+        """Memory behind every leaf, and every view of one, that a node reads; or of those given.
+
+        Nothing else is touched: memory of a constant that nobody reads is never filled.
+        """
+        if read is None:
+            read = [*(o for n in self.computed() for o in n.operands), *self.outputs]
+        outer, views = dict(zip(self.leaves, self.operands, strict=True)), self.views()
+        found: dict[Op, Ref] = {}
+
+        def find(leaf: Op) -> Ref:
+            if leaf not in found:
+                if leaf in views:
+                    source = find(views[leaf])
+                    found[leaf] = b.viewed(leaf, source) or b.repacked(leaf, source)
+                else:
+                    found[leaf] = b.ref(outer[leaf])
+            return found[leaf]
+
+        wanted = set(read)
+        return {leaf: find(leaf) for leaf in (*outer, *views) if leaf in wanted}
 
     def computed(self) -> list[Op]:
         views = self.views()

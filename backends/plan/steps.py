@@ -72,11 +72,12 @@ class Window:
 class Packed:
     """Something made of a constant when weights are bound: a weight in a library's own order.
 
-    what, key: equal ones of one constant are the same thing.
+    source: the constant, which is not kept for that. what, key: equal ones of one constant are the
+    same thing.
     """
 
     slot: int
-    source: Root
+    source: Op
     make: Callable[[Any], Any]
     what: str
     key: Any

@@ -40,10 +40,10 @@ TILES = {"default": Tile(4, 2, 6), "avx2": Tile(8, 2, 6), "avx512": Tile(16, 3, 
 
 
 @cache
-def core(name: str) -> Kernel:
-    """A kernel of core/, which is a translation unit of its own."""
-    text = (TEMPLATES / "core" / f"{name}.cpp").read_text()
-    return Kernel(f"effc_{name}", text, alone=True)
+def core(name: str, bits: int | None = None) -> Kernel:
+    """A kernel of core/, which is a translation unit of its own; bits: of the codes it reads."""
+    text = (TEMPLATES / "core" / f"{name}.cpp").read_text().replace("@BITS@", str(bits))
+    return Kernel(f"effc_{name}{'' if bits is None else bits}", text, alone=True)
 
 
 def epilogue(

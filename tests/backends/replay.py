@@ -6,6 +6,9 @@ Inputs and weights come from a file; what library routines would compute is left
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,18 +111,38 @@ def write(frame: Any, inputs: Sequence[Any], folder: Path, threads: int = 2) -> 
 
 
 def run(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Build every source of the folder with `flags` and run the program."""
+    """Build the folder's kernels with `flags` and run the program."""
     toolchain, cpu = find_toolchain(), detect()
     base = [f for f in BASE_FLAGS if f not in ("-O3", "-fPIC", "-fno-semantic-interposition")]
-    command = [
-        *toolchain.command, *base, "-O1", "-g1", *cpu.flags(toolchain), "-fopenmp", "-DEFFC_OPENMP",
-        f"-I{HEADERS}", *flags, *sorted(map(str, folder.glob("*.cpp"))), "-o", str(folder / "program"),
-    ]  # fmt: skip
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
+    command = [*toolchain.command, *base, *cpu.flags(toolchain), "-fopenmp", "-DEFFC_OPENMP"]
+    command.append(f"-I{HEADERS}")
+    sources = sorted(folder.glob("*.cpp"))
+    objects = [
+        _object(s, [*command, *(["-O0"] if s.name == "main.cpp" else ["-O1", "-g1", *flags])])
+        for s in sources
+    ]
+    _built([*command, *flags, *objects, "-o", folder / "program"])
     return subprocess.run(
         [folder / "program", folder / "data.bin"], capture_output=True, text=True, timeout=600
     )
+
+
+def _object(source: Path, command: list[Any]) -> Path:
+    """What it is compiled to; of plans that have a kernel in common, one compiles it."""
+    key = hashlib.sha256("\0".join([*map(str, command), source.read_text()]).encode()).hexdigest()
+    made = Path(os.environ["EFFC_CACHE_DIR"]) / "replay" / f"{source.stem}-{key[:16]}.o"
+    if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        partial = source.with_suffix(".o")
+        _built([*command, "-c", source, "-o", partial])
+        shutil.copy(partial, new := made.with_suffix(f".{os.getpid()}"))
+        new.replace(made)  # another process may make the same
+    return made
+
+
+def _built(command: list[Any]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def _known(frame: Any, inputs: Sequence[Any]) -> dict[Root, bytes]:

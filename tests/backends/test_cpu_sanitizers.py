@@ -86,23 +86,22 @@ def graph(x: f32[2, 37, 9, 301] @ channels_last, z: f32[2, 3, 21, 40] @ channels
     assert clean(recorder, tmp_path) == 6
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-def test_results_past_the_caches(dtype, monkeypatch, tmp_path) -> None:
+def test_results_past_the_caches(monkeypatch, tmp_path) -> None:
     for module in ("pointwise", "rows"):
         monkeypatch.setattr(f"effc.backends.cpu.{module}.past_caches", lambda: 1)
-    graph = parse(
-        """
-def graph(x: T[13, 2083], w: T[2083]):
-    y0 = layer_norm(x, w, w)
-    y1 = softmax(x, dim=1)
-    y2 = add(x, w)
-    return y0, y1, y2
-""".replace("T[", f"{dtype}[")
-    )
+    inputs, lines, results = [], [], []
+    for n, dtype in enumerate(("f32", "f16", "bf16")):
+        inputs += [f"x{n}: {dtype}[13, 2083]", f"w{n}: {dtype}[2083]"]
+        a, b, c = mine = [f"y{3 * n + i}" for i in range(3)]
+        lines += [f"{a} = layer_norm(x{n}, w{n}, w{n})", f"{b} = softmax(x{n}, dim=1)"]
+        lines.append(f"{c} = add(x{n}, w{n})")
+        results += mine
+    lines.append(f"return {', '.join(results)}")
+    graph = parse(f"def graph({', '.join(inputs)}):\n    " + "\n    ".join(lines))
     recorder = replay.Recorder(monkeypatch)
-    inputs = [torch.randn(i.of.shape).to(i.of.dtype.torch) for i in graph.inputs]
-    find_backend("cpu").compile(graph).bind()(inputs)
-    assert clean(recorder, tmp_path) == 3
+    given = [torch.randn(i.of.shape).to(i.of.dtype.torch) for i in graph.inputs]
+    find_backend("cpu").compile(graph).bind()(given)
+    assert clean(recorder, tmp_path) == 9
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from effc.examples.zoo import tensor_of
 from effc.examples.zoo.library import LIBRARY
 from effc.ir import interpret, parse
 
+from .compressed import matrix, product, sparse
+
 pytestmark = pytest.mark.gpu
 
 FAMILIES = {
@@ -71,6 +73,30 @@ def test_a_family_is_the_interpreter(name, family, dtype):
         (got,) = bound([x.cuda() for x in inputs])
         t = TOLERANCES[dtype]
         torch.testing.assert_close(got.cpu(), want, rtol=t, atol=t)
+
+
+CODED = {
+    "weights": lambda: product(1, matrix("w", "uint4", (96, 256), 32, True), "f16"),
+    "weights by tensor cores": lambda: product(
+        40, matrix("w", "int3", (96, 256), 32, False), "f16"
+    ),
+    "planes, or lanes": lambda: product(
+        3, matrix("w", "uint4", (96, 256), None, True), "f32", "int8"
+    ),
+    "integers": lambda: product(40, matrix("w", "i8", (96, 256), None, False), "f32", "int8"),
+    "groups": lambda: product(2, sparse("w", "uint4", (96, 256), 16, 0.5), "f32", bias=True),
+}
+
+
+@pytest.mark.parametrize("case", CODED)
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_products_of_codes_are_the_interpreter(name, case):
+    graph = CODED[case]()
+    inputs = [torch.randn(i.of.shape, dtype=i.of.dtype.torch) for i in graph.inputs]
+    (want,) = interpret(graph, inputs)
+    (got,) = gpu(name).compile(graph).bind()([x.cuda() for x in inputs])
+    t = TOLERANCES[graph.outputs[0].dtype.name] * 10
+    torch.testing.assert_close(got.cpu(), want, rtol=t, atol=t)
 
 
 @pytest.mark.parametrize("name", LIBRARY)
