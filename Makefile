@@ -41,6 +41,8 @@ types: $(VENV)/.test
 	$(BIN)/python tools/typecheck.py
 
 bench: $(VENV)/.bench
+	@$(MAKE) --no-print-directory $(VENV)/.llama || \
+	    echo "llama.cpp could not be built; effc bench goes on without it"
 	$(BIN)/effc bench
 
 # Pins again from what .venv holds now.
@@ -65,6 +67,14 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.bench: pyproject.toml $(VENV)/constraints.t
 
 $(VENV)/.test: $(VENV)/.demo
 $(VENV)/.bench: $(VENV)/.test
+
+# Built for this CPU; those of its instructions that are not to be trusted are left out.
+$(VENV)/.llama: pyproject.toml $(VENV)/constraints.txt | $(VENV)/.bench
+	@echo "building llama.cpp into $(VENV); the first time takes ten minutes or more"
+	CMAKE_ARGS="$$($(BIN)/python -m effc.benchmarks.llama_cpp)" $(LOCK) \
+	    $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check \
+	    --constraint $(VENV)/constraints.txt --editable ".[llama]"
+	@touch $@
 
 $(VENV)/constraints.txt: constraints.txt $(VENV)/.torch
 	@sed 's|^torch==.*|$(TORCH)|' constraints.txt > $@

@@ -21,7 +21,9 @@ from typing import Any
 from effc.ir import OptionError
 
 FORMAT = 1
-PACKAGES = "torch onnxruntime onnxscript openvino transformers diffusers numpy effc".split()
+PACKAGES = (
+    "torch onnxruntime onnxscript openvino transformers diffusers llama-cpp-python numpy effc"
+).split()
 
 
 @dataclass(frozen=True)

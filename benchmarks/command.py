@@ -14,17 +14,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from effc.ir import No, OptionError, nearest
 from effc.show import WIDTH
 
-from . import compile_times, limits, plots, suites, tables
+from . import compile_times, decode, limits, perplexity, plots, suites, tables
 from .archive import Key, Results, file_of
-from .peers import BASE, PRECISIONS, chosen, peer_names
-from .session import PATIENCE, Ended, Event, run_job
+from .peers import BASE, PRECISIONS, Peer, chosen, peer_names
+from .session import PATIENCE, WORKER, Ended, Event, run_job
 from .stats import times
 from .work import Work, bound
 
-SUITES = ("limits", "kernels", "models", "compile")
+SUITES = ("limits", "kernels", "models", "decode", "compile")
 """What `effc bench` runs without a name; limits first, the others are compared with them."""
-OTHERS = ("ops", "gpu")
-ROUNDS = {"limits": 9, "kernels": 15, "models": 15, "compile": 3, "ops": 3, "gpu": 30}
+OTHERS = ("ops", "gpu", "perplexity")
+ROUNDS = {
+    "limits": 9, "kernels": 15, "models": 15, "decode": 4, "compile": 3, "ops": 3, "gpu": 30,
+    "perplexity": perplexity.WINDOWS,
+}  # fmt: skip
+USUAL = {"perplexity": ("fp32",)}  # precisions without `--precision`, where not all of them
+WORKERS = {"decode": decode.WORKER, "perplexity": perplexity.WORKER}
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def _check(names: Sequence[str], options: Options) -> None:
         if name not in (*SUITES, *OTHERS):
             raise OptionError(f"no suite {name!r}", fix=nearest(name, (*SUITES, *OTHERS)))
     for name in options.peers:
-        known = {n for suite in names for n in peer_names("cuda" if suite == "gpu" else "cpu")}
+        known = {n for suite in names for n in _known(suite)}
         if name not in known:
             raise OptionError(f"no peer {name!r}", fix=nearest(name, known))
     cases = {n for suite in names for n in _names(suite)}
@@ -93,6 +98,23 @@ def _check(names: Sequence[str], options: Options) -> None:
             raise OptionError(f"no case {name!r} in {', '.join(names)}", fix=nearest(name, cases))
     if any(n < 1 for n in options.threads):
         raise OptionError("threads must be 1 or more")
+
+
+def _known(suite: str) -> list[str]:
+    """What `--peers` may name."""
+    return decode.peer_names() if suite == "decode" else peer_names(_device(suite))
+
+
+def _peers(suite: str, precision: str, names: Sequence[str]) -> Sequence[Peer]:
+    if suite == "decode":
+        return decode.chosen(precision, names)
+    if suite == "perplexity":
+        names = names or perplexity.PEERS
+    return chosen(precision, names, _device(suite))
+
+
+def _device(suite: str) -> str:
+    return "cuda" if suite == "gpu" else "cpu"
 
 
 def _names(suite: str) -> list[str]:
@@ -164,7 +186,7 @@ def _timed(suite: str, options: Options, console: Console) -> None:
     keys = [
         Key(name, precision, threads)
         for name in wanted for precision in PRECISIONS for threads in options.threads
-        if not options.precisions or precision in options.precisions
+        if precision in (options.precisions or USUAL.get(suite, PRECISIONS))
     ]  # fmt: skip
 
     def measure(key: Key, tell: Callable[[Event], None]) -> dict[str, Any]:
@@ -172,10 +194,11 @@ def _timed(suite: str, options: Options, console: Console) -> None:
             "suite": suite, "name": key.name, "precision": key.precision, "threads": key.threads,
             "rounds": options.rounds_of(suite), "peers": list(options.peers),
         }  # fmt: skip
-        return with_bounds(run_job(job, tell, options.patience), found)
+        worker = WORKERS.get(suite, WORKER)
+        return with_bounds(run_job(job, tell, options.patience, worker), found)
 
     def ways(key: Key) -> list[str]:
-        return [p.name for p in chosen(key.precision, options.peers)]
+        return [p.name for p in _peers(suite, key.precision, options.peers)]
 
     _each(results, keys, ways, measure, options, console)
 
@@ -200,7 +223,7 @@ def _on_gpu(options: Options, console: Console) -> None:
         return gpu.with_roofline(run_job(todo[key], tell, options.patience), sheet)
 
     def ways(key: Key) -> list[str]:
-        return [p.name for p in chosen(key.precision, options.peers, "cuda")]
+        return [p.name for p in _peers("gpu", key.precision, options.peers)]
 
     _each(results, list(todo), ways, measure, options, console)
 

@@ -3,9 +3,10 @@
     python -m effc.benchmarks.folding --out benchmarks/results/2027-01-31
     python -m effc.benchmarks.folding --only singles --only pairs
 
-Windows of wikitext-2: gates, influence and repair see some of the validation split, and every
-figure is the loss on the same few of the test split. The file is written after every figure, and a
-run takes up where the last one stopped. Hours of one core in all; `--only` names parts.
+Windows of wikitext-2: gates, influence and repair see the first of the validation split, and every
+figure is the loss on the same first ones of the test split, which nothing else looks at. The file
+is written after every figure, and a run takes up where the last one stopped. Hours of one core in
+all; `--only` names parts.
 """
 
 from __future__ import annotations
@@ -25,12 +26,19 @@ from torch.export import Dim
 
 import effc.aten  # noqa: F401  (registers the converters)
 from effc.capture import capture_exported
+from effc.examples.fold_smollm2 import draw, points
 from effc.examples.zoo import smollm2, text
 from effc.importer import import_captured
 from effc.ir import Graph
 from effc.passes.analysis.blocks import weight_bytes
 from effc.passes.base import Context, Pipeline
-from effc.passes.fold.baselines import at_random, block_influence, greedy_loss, losses_without
+from effc.passes.fold.baselines import (
+    at_random,
+    block_influence,
+    greedy_loss,
+    losses_alone,
+    losses_without,
+)
 from effc.passes.fold.gates import GateTraining
 from effc.passes.fold.objective import Objective
 from effc.passes.fold.units import find_units, without
@@ -43,8 +51,8 @@ SUITE = "folding"
 COUNTS = (2, 4, 6, 8)
 PAIRS = 60
 RANKS = (4, 16, 64)
-LENGTHS = {"calibration": (24, 64), "held out": (4, 128)}  # windows, tokens
-STEPS = {"gates": 400, "repair": 60}
+LENGTHS = {"calibration": (8, 128), "held out": (4, 128)}  # windows, tokens
+STEPS = {"gates": 16, "exchanges": 4, "repair": 24}
 TEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "text"
 
 
@@ -58,7 +66,9 @@ class Bench:
         if self.path.exists():
             self.results = Results.load(self.path)
         source = smollm2.source()
-        self.graph = raised(smollm2.load(source))
+        net = smollm2.load(source)
+        self.config: Any = net.config
+        self.graph = raised(net)
         tokens = smollm2.tokenizer(source)
         count, length = LENGTHS["calibration"]
         learnt = text.windows(
@@ -69,7 +79,7 @@ class Bench:
             tokens, text.read(texts / "wikitext2_test.txt.gz")[:60_000], length, count
         )
         self.calibration = [[ids[None]] for ids in learnt]
-        self.held_out = Objective(self.graph, [[kept]])
+        self.held_out = Objective(self.graph, [[ids] for ids in kept.split(4)])
         self.units = find_units(self.graph, "block")
 
     # -------------------------------------------------------------- figures
@@ -94,41 +104,60 @@ class Bench:
     def done(self, name: str) -> dict[str, Any] | None:
         return self.results.entry(Key(name, "fp32", 1))
 
+    def point(
+        self, name: str, loss: float, started: float, graph: Graph, way: str, **more: Any
+    ) -> None:
+        """A folded model for the picture: what it stores, and which line it is on."""
+        stored = int(weight_bytes(graph.weights))  # type: ignore[arg-type]  # no symbolic sizes
+        self.put(name, loss, started, way=way, stored=stored, **{"repaired": False, **more})
+
     def dropped(self, out: Iterable[int], way: str = "") -> None:
         """The loss without some blocks."""
         out = sorted(out)
         name = "drop " + ",".join(map(str, out))
-        known, started = self.done(name), time.process_time()
+        started = time.process_time()
         graph = self.graph.substitute(without(self.units[i] for i in out))
-        if known is not None:
-            loss = known["loss"]
-        else:
-            loss = self.held_out.mean(graph)
-            self.put(name, loss, started, stored=int(weight_bytes(graph.weights)))  # type: ignore[arg-type]
+        if self.done(name) is None:
+            self.put(name, self.held_out.mean(graph), started)
         if way:
-            self.put(way, loss, started, dropped=out, stored=int(weight_bytes(graph.weights)))  # type: ignore[arg-type]
+            loss = self.loss(name)
+            line = f"drop, {way.partition(' ')[2]}" if out else way
+            self.point(way, loss, started, graph, line, dropped=out, card=self.card(len(out)))
 
-    def pipeline(self, passes: str) -> None:
-        """The loss after some passes, and what they said."""
-        self.after(passes, self.graph, passes)
+    def loss(self, name: str) -> float:
+        entry = self.done(name)
+        assert entry is not None
+        return entry["loss"]
 
-    def ranking(self, way: str, score: Callable[[Objective], Sequence[float]]) -> list[int]:
-        """Blocks in the order in which they go; kept, since to learn it takes long."""
-        name = f"order by {way}"
+    def card(self, dropped: int, rank: int | None = None) -> int:
+        """Stored bytes by FoldGPT's count (card, 2.5), of the model's sizes; rank: of pairs that
+        share. What lies outside blocks is the embedding, the last norm and rotary frequencies."""
+        c = self.config
+        d, kv, i = c.hidden_size, c.head_dim * c.num_key_value_heads, c.intermediate_size
+        matrices = [(d, d), (kv, d), (kv, d), (d, d), (i, d), (i, d), (d, i)]
+        block = 2 * d * d + 2 * d * kv + 3 * d * i
+        extras = sum((rank or 0) * (n + k) + n for n, k in matrices)  # A, B and the scale
+        blocks = len(self.units) - dropped
+        children = 0 if rank is None else blocks // 2
+        each = (blocks - children) * (block + 2 * d) + children * (2 * d + extras)
+        return 4 * (c.vocab_size * d + d + c.head_dim // 2 + each)
+
+    def scores(self, way: str, score: Callable[[Objective], Sequence[float]]) -> list[float]:
+        """Of each block: the smallest goes first. Kept, since to learn them takes long."""
+        name = f"scores by {way}"
         if self.done(name) is None:
             started = time.process_time()
             scores = list(score(Objective(self.graph, self.calibration)))
             shown = [s if math.isfinite(s) else None for s in scores]
-            order = sorted(range(len(scores)), key=scores.__getitem__)
-            self.put(name, None, started, order=order, scores=shown)
+            self.put(name, None, started, order=order_of(scores), scores=shown)
         entry = self.done(name)
         assert entry is not None
-        return entry["order"]
+        return [math.inf if s is None else s for s in entry["scores"]]
 
     # -------------------------------------------------------------- parts
 
     def base(self) -> None:
-        self.dropped(())
+        self.dropped((), "whole")
 
     def singles(self) -> None:
         missing = [i for i in range(len(self.units)) if self.done(f"drop {i}") is None]
@@ -150,10 +179,24 @@ class Bench:
     def influence(self) -> None:
         self.cut("influence", lambda o: block_influence(self.graph, self.units, o))
 
+    def alone(self) -> None:
+        self.cut("alone", self.alone_scores)
+
+    def alone_scores(self, objective: Objective) -> list[float]:
+        return losses_alone(self.graph, self.units, objective)
+
     def gates(self) -> None:
-        """One training, at the largest rate; smaller rates take the first of its order."""
-        training = GateTraining(COUNTS[-1] / len(self.units), STEPS["gates"])
-        self.cut("gates", lambda o: training.run(self.graph, self.units, o, told))
+        for count in COUNTS:
+            self.dropped(self.gated(count), f"{count} by gates")
+
+    def gated(self, count: int) -> list[int]:
+        """What gates that are trained for this rate leave out."""
+        alone = self.scores("alone", self.alone_scores)
+        training = GateTraining(
+            count / len(self.units), STEPS["gates"], exchanges=STEPS["exchanges"]
+        )
+        learn = lambda o: training.run(self.graph, self.units, o, told, alone)  # noqa: E731
+        return order_of(self.scores(f"gates, {count}", learn))[:count]
 
     def perplexity(self) -> None:
         self.cut("perplexity", lambda o: greedy_loss(self.graph, self.units, o, COUNTS[-1], told))
@@ -162,45 +205,49 @@ class Bench:
         self.cut("random", lambda o: at_random(len(self.units), 0))
 
     def cut(self, way: str, score: Callable[[Objective], Sequence[float]]) -> None:
-        order = self.ranking(way, score)
+        order = order_of(self.scores(way, score))
         for count in COUNTS:
             self.dropped(order[:count], f"{count} by {way}")
 
     def ranks(self) -> None:
         """The gap to the uncompressed model after sharing and repair, as rank grows."""
         for rank in RANKS:
-            self.pipeline(f"share-blocks{{rank={rank}}},distil{{steps={STEPS['repair']},rank=0}}")
+            self.folded(0, rank, f"distil{{steps={STEPS['repair']},rank=0}}")
 
     def ways(self) -> None:
-        """Drop, share, and both, with and without repair. What is dropped is what gates learnt."""
-        repair = f"distil{{steps={STEPS['repair']}}}"
-        for passes in ("share-blocks{rank=16}", f"share-blocks{{rank=16}},{repair}"):
-            self.pipeline(passes)
-        order = self.ranking("gates", lambda o: [])
-        for count in (4, 8):
-            gone = self.graph.substitute(without(self.units[i] for i in order[:count]))
-            for passes in (repair, "share-blocks{rank=16}", f"share-blocks{{rank=16}},{repair}"):
-                self.after(f"{count} by gates,{passes}", gone, passes)
+        """What gates leave out, repaired; and pairs of the rest shared, too."""
+        for count in (8, 4):
+            for rank in (None, RANKS[-1]):
+                self.folded(count, rank, f"distil{{steps={STEPS['repair']}}}")
 
-    def after(self, name: str, graph: Graph, passes: str) -> None:
-        if self.done(name) is not None:
+    def folded(self, count: int, rank: int | None, repair: str) -> None:
+        """`count` blocks left out by gates, pairs of others shared at a rank; then repaired."""
+        share = "" if rank is None else f"share-blocks{{rank={rank},scale=True,fit=outputs}}"
+        before = ",".join(filter(None, (f"{count} by gates" if count else "", share)))
+        line = ("drop + share" if share else "drop, by gates") if count else "share"
+        if self.done(f"{before},{repair}") is not None:
             return
-        started, notes = time.process_time(), []
-        for p in Pipeline.parse(passes):
-            ctx = Context(calibration=self.calibration, uncompressed=self.graph)
-            graph = p.run(graph, ctx)
-            notes += ctx.notes
-        stored = stored_bytes(graph)
-        self.put(name, self.held_out.mean(graph), started, stored=stored, notes=notes)
+        graph = self.graph
+        if count:
+            graph = graph.substitute(without(self.units[i] for i in self.gated(count)))
+        for name, passes in ((before, share), (f"{before},{repair}", repair)):
+            ctx, started = self.context(), time.process_time()
+            for p in Pipeline.parse(passes):
+                graph = p.run(graph, ctx)
+            if self.done(name) is None:
+                facts = {"card": self.card(count, rank), "notes": ctx.notes}
+                loss, repaired = self.held_out.mean(graph), passes == repair
+                self.point(name, loss, started, graph, line, repaired=repaired, **facts)
+
+    def context(self) -> Context:
+        return Context(calibration=self.calibration, uncompressed=self.graph)
 
 
-def stored_bytes(graph: Graph) -> int:
-    size = weight_bytes(graph.weights)
-    assert isinstance(size, int)  # weights have no symbolic sizes
-    return size
+def order_of(scores: Sequence[float]) -> list[int]:
+    return sorted(range(len(scores)), key=scores.__getitem__)
 
 
-PARTS = "base singles influence random gates ranks pairs ways perplexity".split()
+PARTS = "base singles influence random alone gates pairs ranks ways perplexity".split()
 
 
 def raised(net: torch.nn.Module) -> Graph:
@@ -231,6 +278,7 @@ def main() -> None:
     bench = Bench(options.out, options.text)
     for part in options.only or PARTS:
         getattr(bench, part)()
+    draw(points({"entries": bench.results.entries}), bench.path.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ class Inductor(Peer):
     options: tuple[tuple[str, Any], ...] = ()
 
     def available(self) -> str | None:
-        return _no_compiler()
+        return no_compiler()
 
     def prepare(
         self, model: nn.Module, args: tuple[Tensor, ...], precision: Precision, threads: int
@@ -306,7 +306,8 @@ def _not_installed(module: str) -> str | None:
     return None
 
 
-def _no_compiler() -> str | None:
+def no_compiler() -> str | None:
+    """Why nothing can be compiled here; None where it can."""
     from effc.codegen.toolchain import MissingToolchain, find_toolchain
 
     found = find_toolchain()

@@ -22,7 +22,8 @@ COLOURS = {
     "effc": "#e6550d", "effc-high": "#fdae6b", "effc-medium": "#e6550d",
     "eager-tf32": "#bcbcbc", "eager-fp16": "#bcbcbc", "cublas": "#74c476", "sdpa-flash": "#9e9ac8",
     "sdpa-efficient": "#bcbddc", "sdpa-cudnn": "#54278f", "sdpa-math": "#dadaeb",
-    "effc-cold": "#e6550d", "effc-warm": "#fdae6b",
+    "llama.cpp": "#31a354", "llama.cpp-f16": "#a1d99b", "llama.cpp-bf16": "#31a354",
+    "effc-bf16": "#e6550d", "effc-cold": "#e6550d", "effc-warm": "#fdae6b",
 }  # fmt: skip
 """effc's in orange; those of one project in shades of one colour."""
 BAR = 0.16  # inches of height
@@ -122,6 +123,7 @@ class Panel:
         if self.log:
             axis.set_xscale("log")
             axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("")  # 2 × 10^0 and the like where there is room
         if self.line is not None:
             axis.axvline(self.line, color="black", linewidth=0.9)
         axis.margins(x=0.1)
@@ -166,6 +168,8 @@ def _panels(results: Results) -> list[Panel]:
     if results.suite == "compile":
         panel = Panel("first call", "seconds (log scale)", entries, _seconds, None, log=True)
         return [panel] if entries else []
+    if results.suite == "perplexity":
+        return []
     limit = results.suite in ("kernels", "gpu") and any("bound" in e for e in entries)
     value, label = (
         (_of_limit, f"part of {limit_of(results)}")
@@ -173,8 +177,11 @@ def _panels(results: Results) -> list[Panel]:
         else (_speed, "times the speed of float32 eager")
     )
     blocks = dict.fromkeys((e["precision"], e["threads"]) for e in entries)
-    kind = Dots if limit else Panel
     same = [[e for e in entries if (e["precision"], e["threads"]) == block] for block in blocks]
+    if results.suite == "decode":
+        label = "tokens per second (log scale)"
+        return [Panel(block_title(es[0]), label, es, _rate, None, log=True) for es in same]
+    kind = Dots if limit else Panel
     return [kind(block_title(es[0]), label, es, value, 1.0, base=limit) for es in same]
 
 
@@ -189,6 +196,10 @@ def _of_limit(entry: Entry, way: str, ms: float) -> float | None:
 
 def _seconds(entry: Entry, way: str, ms: float) -> float:
     return ms / 1e3
+
+
+def _rate(entry: Entry, way: str, ms: float) -> float:
+    return 1e3 / ms
 
 
 def _title(results: Results) -> str:

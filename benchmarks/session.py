@@ -30,15 +30,16 @@ class Ended(Exception):
 
 
 def run_job(
-    job: Mapping[str, Any], tell: Callable[[Event], None], patience: float = PATIENCE
-) -> Event:
+    job: Mapping[str, Any], tell: Callable[[Event], None], patience: float = PATIENCE,
+    worker: str = WORKER,
+) -> Event:  # fmt: skip
     """The entry of a job; `tell` gets every event on the way. Raises Ended where not even eager
     runs."""
     skip: dict[str, str] = {}
     while True:
         last: Event = {}
         try:
-            for event in events({**job, "skip": skip}, patience):
+            for event in events({**job, "skip": skip}, patience, worker):
                 if event["event"] == "entry":
                     return event["entry"]
                 if event["event"] != "round":

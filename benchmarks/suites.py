@@ -237,6 +237,19 @@ def _gpu() -> list[Case]:
     return cases()
 
 
+def _decode() -> list[Case]:
+    from .decode import cases
+
+    return cases()
+
+
+def _perplexity() -> list[Case]:
+    from .perplexity import cases
+
+    return cases()
+
+
 SUITES: dict[str, Callable[[], list[Case]]] = {
-    "models": _models, "kernels": _kernels, "gpu": _gpu,
+    "models": _models, "kernels": _kernels, "decode": _decode, "gpu": _gpu,
+    "perplexity": _perplexity,
 }  # fmt: skip

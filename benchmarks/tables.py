@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -14,6 +14,7 @@ from .archive import Results
 from .limits import rows
 from .peers import BASE
 from .stats import best_peer, geometric_mean, is_effc, times
+from .work import Work
 
 Entry = dict[str, Any]
 
@@ -35,6 +36,8 @@ def as_parts(results: Results) -> Iterator[Any]:
         yield from _limits(results)
     elif results.suite == "compile":
         yield from _compile(results)
+    elif results.suite in ("decode", "perplexity"):
+        yield from _of_tokens(results)
     else:
         for title, entries in _blocks(results.entries):
             yield Text(f"\n{results.suite}, {title}: time over that of the best peer", "bold")
@@ -93,7 +96,11 @@ def ratio(entry: Entry, way: str) -> float | None:
 
 def _eager(entry: Entry) -> str:
     ms = times(entry).get(BASE)
-    return "" if ms is None else f"{ms:.3g}" if ms < 1000 else f"{ms:.0f}"
+    return "" if ms is None else _ms(ms)
+
+
+def _ms(ms: float) -> str:
+    return f"{ms:.3g}" if ms < 1000 else f"{ms:.0f}"
 
 
 def _cell(entry: Entry, way: str) -> Text:
@@ -135,6 +142,71 @@ def fractions(entries: Sequence[Entry]) -> Table:
 
 def _per_cent(value: float | None) -> str:
     return "" if value is None else f"{value * 100:.0f}"
+
+
+# ------------------------------------------------------------------ language models
+
+
+def _of_tokens(results: Results) -> Iterator[Any]:
+    columns = (*_RATES, *(_GENERATED if results.suite == "decode" else _FORETOLD))
+    for title, entries in _blocks(results.entries):
+        first, times_of = entries[0], "tokens a second"
+        if "new" in first:
+            times_of = f"{first['new']} tokens after a prompt of {first['prompt']}"
+        elif "windows" in first:
+            times_of = f"{first['windows']} windows of {first['tokens']} tokens"
+        yield Text(f"\n{results.suite}, {title}: {times_of}", "bold")
+        table = grid("", "", *(f">{name}" for name, _ in columns))
+        for e in entries:
+            for n, (way, found) in enumerate(e["ways"].items()):
+                name = "" if n else e["name"]
+                if found["status"] == "timed":
+                    cells = (make(e, way) for _, make in columns)
+                    table.add_row(name, way, *cells, style="green" if is_effc(way) else "")
+                else:
+                    table.add_row(name, way, found["status"], style="dim")
+        yield table
+        yield from notes(entries)
+
+
+def _tokens_per_s(e: Entry, way: str) -> str:
+    """Medians: a time is that of one new token, or of one window."""
+    return f"{e.get('tokens', 1) * 1e3 / e['ways'][way]['ms']:.4g}"
+
+
+def _over_best(e: Entry, way: str) -> str:
+    """Tokens a second over those of the best peer, which has 1."""
+    found = ratio(e, way)
+    return "" if found is None else f"{1 / found:.2f}"
+
+
+def _limit(e: Entry, way: str) -> str:
+    return f"{_per_cent(e['ways'][way].get('fraction'))} {e['bound']['by']}" if "bound" in e else ""
+
+
+Column = tuple[str, Callable[[Entry, str], str]]
+
+_RATES: tuple[Column, ...] = (
+    ("tokens/s", _tokens_per_s),
+    ("spread", lambda e, way: f"{e['ways'][way]['spread']:.0%}"),
+    ("× best peer", _over_best),
+)
+_GENERATED: tuple[Column, ...] = (
+    ("first ms", lambda e, way: _ms(e["ways"][way]["first"]["ms"])),
+    ("read/token", lambda e, way: amount(weights_read(e), "B")),
+    ("read/s", lambda e, way: amount(weights_read(e) / e["ways"][way]["ms"] * 1e3, "B")),
+    ("% of limit", _limit),
+)
+_FORETOLD: tuple[Column, ...] = (
+    ("perplexity", lambda e, way: f"{e['ways'][way]['perplexity']:.3f}"),
+    ("s/window", lambda e, way: f"{e['ways'][way]['ms'] / 1e3:.2f}"),
+    ("% of limit", _limit),
+)
+
+
+def weights_read(entry: Entry) -> int:
+    """Bytes of weights that a step reads in the entry's precision."""
+    return Work(**entry["work"]).in_precision(entry["precision"]).bytes
 
 
 # ------------------------------------------------------------------ notes

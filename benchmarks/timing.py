@@ -30,16 +30,30 @@ def clocked(call: Call, times: int = 1) -> float:
 
 
 @dataclass
-class Way:
+class Series:
+    """Samples of one way, in milliseconds: of `burst` runs each, taken every so many rounds."""
+
+    burst: int = field(default=1, kw_only=True)
+    every: int = field(default=1, kw_only=True)
+    samples: list[float | None] = field(default_factory=list, kw_only=True)
+
+    def settle(self) -> None:
+        """Run once and choose the burst."""
+        raise NotImplementedError
+
+    def sample(self) -> float:
+        """Milliseconds of one run."""
+        raise NotImplementedError
+
+
+@dataclass
+class Way(Series):
     """One way of doing the work. `before` runs untimed ahead of every burst; `clock` gives the
     seconds of so many calls."""
 
     call: Call
     before: Call = lambda: None
     clock: Callable[..., float] = clocked
-    burst: int = 1
-    every: int = 1
-    samples: list[float | None] = field(default_factory=list)
 
     def settle(self) -> None:
         """Choose the burst from how long a call takes, once it is warm."""
@@ -59,7 +73,10 @@ class Way:
 
 
 def interleave(
-    ways: Mapping[str, Way], rounds: int, threads: int, tell: Callable[[int], None] = lambda _: None
+    ways: Mapping[str, Series],
+    rounds: int,
+    threads: int,
+    tell: Callable[[int], None] = lambda _: None,
 ) -> list[float | None]:
     """Fill the samples of every way; returns what the threads were worth before each round.
 

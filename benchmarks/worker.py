@@ -12,9 +12,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from effc.ir import EffcError
 from .peers import BASE, Peer, Prepared, Unable, as_tensor, chosen, relative_l2
 from .stats import summarise, usable
 from .suites import case
-from .timing import WORTH, Way, clocked, interleave
+from .timing import WORTH, Series, Way, clocked, interleave
 from .work import work_of
 
 TOLERANCE = {"fp32": 1e-3, "tf32": 0.05, "fp16": 0.1, "bf16": 0.25}
@@ -33,6 +33,7 @@ this depth (1e-6, and 1e-2 to 0.12 in bfloat16; tf32 and fp16 have three bits mo
 a wrong kernel gives (about 1)."""
 
 Tell = Callable[..., None]
+T = TypeVar("T")
 
 
 def run(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def run(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
     entry: dict[str, Any] = {k: job[k] for k in ("name", "precision", "threads")}
     entry["group"] = case(job["suite"], job["name"]).group
     tell("cost")
-    entry["work"] = _work(model, args)
+    entry["work"] = work(model, args)
     if device != "cpu":
         entry["device"] = device
         model, args = model.to(device), tuple(a.to(device) for a in args)
@@ -54,10 +55,7 @@ def run(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
     with torch.no_grad():
         for peer in chosen(job["precision"], job["peers"], device):
             tell("prepare", way=peer.name)
-            if reason := job["skip"].get(peer.name):
-                entry["ways"][peer.name] = {"status": "failed", "reason": reason}
-                continue
-            found, call, got = _prepare(peer, model, args, job, want)
+            found, call, got = prepare(peer, model, args, job, want)
             entry["ways"][peer.name] = found
             if peer.name == BASE:
                 want = got
@@ -65,10 +63,10 @@ def run(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
                 ways[peer.name] = Way(call, _setting(peer), _clock(device))
         tell("time", rounds=job["rounds"])
         scaling = interleave(ways, job["rounds"], job["threads"], lambda n: tell("round", done=n))
-    return _with_times(entry, ways, scaling)
+    return with_times(entry, ways, scaling)
 
 
-def _work(model: torch.nn.Module, args: tuple[Tensor, ...]) -> dict[str, Any]:
+def work(model: torch.nn.Module, args: tuple[Tensor, ...]) -> dict[str, Any]:
     try:
         return asdict(work_of(model, args))
     except EffcError as e:
@@ -93,33 +91,52 @@ def _clock(device: str) -> Callable[..., float]:
     return by_events
 
 
-def _prepare(
+def prepare(
     peer: Peer, model: torch.nn.Module, args: tuple[Tensor, ...], job: dict[str, Any],
     want: Tensor | None,
 ) -> tuple[dict[str, Any], Prepared | None, Tensor | None]:  # fmt: skip
     """What to keep of a peer, and the callable to time if its result is right."""
-    if reason := peer.available():
-        return {"status": "absent", "reason": reason}, None, None
-    _setting(peer)()
-    start = time.perf_counter()
-    precision = "fp32" if peer.name == BASE else job["precision"]
-    try:
+
+    def make() -> tuple[Prepared, Tensor]:
+        _setting(peer)()
         call = peer.prepare(model, args, precision, job["threads"])
-        got = as_tensor(call())
+        return call, as_tensor(call())
+
+    precision = "fp32" if peer.name == BASE else job["precision"]
+    found, made = attempt(peer, make, job["skip"].get(peer.name))
+    if made is None:
+        return found, None, None
+    call, got = made
+    if want is None:
+        return found, call, got
+    found["error"] = error = float(f"{relative_l2(got, want):.3g}")
+    if not error <= TOLERANCE[job["precision"]]:
+        reason = f"relative L2 to eager is {error:.2g}"
+        return {**found, "status": "wrong", "reason": reason}, None, got
+    return found, call, got
+
+
+def attempt(
+    peer: Peer, make: Callable[[], T], crashed: str | None = None
+) -> tuple[dict[str, Any], T | None]:
+    """What to keep of a peer, and what `make` made; None, and the reason, where it could not.
+
+    crashed: why it is not tried at all.
+    """
+    if crashed:
+        return {"status": "failed", "reason": crashed}, None
+    if reason := peer.available():
+        return {"status": "absent", "reason": reason}, None
+    start = time.perf_counter()
+    try:
+        made = make()
     except Unable as e:
-        return {"status": "unable", "reason": str(e)}, None, None
+        return {"status": "unable", "reason": str(e)}, None
     except Exception as e:  # peers raise what they like; the reason is the result
         traceback.print_exc()
-        return {"status": "failed", "reason": _brief(e)}, None, None
-    found: dict[str, Any] = {"prepare_s": round(time.perf_counter() - start, 3)}
-    if peer.notes:
-        found["notes"] = peer.notes
-    if want is not None:
-        found["error"] = error = float(f"{relative_l2(got, want):.3g}")
-        if not error <= TOLERANCE[job["precision"]]:
-            reason = f"relative L2 to eager is {error:.2g}"
-            return {**found, "status": "wrong", "reason": reason}, None, got
-    return {**found, "status": "timed"}, call, got
+        return {"status": "failed", "reason": _brief(e)}, None
+    found = {"status": "timed", "prepare_s": round(time.perf_counter() - start, 3)}
+    return {**found, "notes": peer.notes} if peer.notes else found, made
 
 
 def _brief(e: Exception) -> str:
@@ -127,8 +144,8 @@ def _brief(e: Exception) -> str:
     return f"{type(e).__name__}: {lines[0][:300] if lines else 'no message'}"
 
 
-def _with_times(
-    entry: dict[str, Any], ways: dict[str, Way], scaling: list[float | None]
+def with_times(
+    entry: dict[str, Any], ways: Mapping[str, Series], scaling: list[float | None]
 ) -> dict[str, Any]:
     """Add to each timed way its samples in milliseconds, and what they come to."""
     if any(s is not None for s in scaling):
@@ -146,7 +163,8 @@ def _with_times(
     return entry
 
 
-def main() -> None:
+def serve(run: Callable[[dict[str, Any], Tell], dict[str, Any]]) -> None:
+    """Answer the one job on stdin through the file descriptor that the command line names."""
     stream = os.fdopen(int(sys.argv[1]), "w", buffering=1)
 
     def tell(event: str, **more: Any) -> None:
@@ -157,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(run)

@@ -24,7 +24,7 @@ def worker(tmp_path, monkeypatch, body):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     plain = session.events
     monkeypatch.setattr(
-        session, "events", lambda job, patience: plain(job, patience, "planted_worker")
+        session, "events", lambda job, patience, _: plain(job, patience, "planted_worker")
     )
 
 
@@ -121,7 +121,7 @@ def test_one_operator_end_to_end_and_resumed(tmp_path, monkeypatch):
 def test_ctrl_c_keeps_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "_limits_of", lambda options, console: {})
 
-    def run(job, tell, patience):
+    def run(job, tell, patience, worker):
         if job["name"] != "gelu":
             raise KeyboardInterrupt
         way = {"status": "timed", "ms": 1.0, "low": 1.0, "high": 1.0, "spread": 0.0}
