@@ -187,8 +187,9 @@ def _graph(
     batch, size = symbol(str(row["batch"])), symbol(str(row["size"]))
     if strange := {batch, size} - stages[-1].graph.all_symbols:
         raise ValueError(f"{strange.pop()} is no size of the graph")
+    longest = None if longest is None else int(longest)
     return Incremental(
-        a.facts["name"], options, pipeline, stages, batch, size, None if longest is None else int(longest), weights,
+        a.facts["name"], options, pipeline, stages, batch, size, longest, weights,
         [Guard(str(expr), str(where)) for expr, where in row["guards"]], ready=ready,
     )  # fmt: skip
 

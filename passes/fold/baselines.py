@@ -52,6 +52,12 @@ def greedy_loss(
     return [float(out.index(i)) if i in out else math.inf for i in range(len(units))]
 
 
+def losses_alone(graph: Graph, units: Sequence[Unit], objective: Objective) -> list[float]:
+    """What the mean loss rises by without each unit, all others there."""
+    whole = objective.mean(graph)
+    return [loss - whole for loss in losses_without(graph, units, objective, ()).values()]
+
+
 def losses_without(
     graph: Graph,
     units: Sequence[Unit],

@@ -17,12 +17,25 @@ from effc.ir.rewrite import op
 from effc.ir.types import f32
 from effc.passes.base import Progress
 
+from .baselines import losses_alone, losses_without
 from .objective import Objective, inputs_for, learning, substituted
-from .units import Unit, renamed, with_gates
+from .units import Unit, renamed, with_gates, without
 
 TRIED = 0.25
+"""Of the units in doubt: the share that is put somewhere between 0 and 1 at a step."""
+IN_DOUBT = 8
+"""So many units beyond those that go, or as many again, may take the place of one of them."""
+EXCHANGED = 4
+"""So many of what stays, those worth least, are tried in the place of one that goes."""
 KEEP = 0.95
 """Of a running mean: what an older slope counts beside the next one."""
+ALONE = 4.0
+"""What the loss without a unit counts in its mean, in slopes: those of one batch are noisier, but
+only they know what else is left out."""
+WAY = 4.0
+"""How far Adam may move a theta over all steps; from 1 to 0 is a quarter of that."""
+LEAST = 1e-3
+"""A gate at 0 has no slope to come back by."""
 EPS = (1e-1, 1e-2, 1e-3, 1e-4)
 """One for each quarter of the steps: as it falls, a gate becomes 0 or 1 and little between."""
 
@@ -36,56 +49,123 @@ def smooth_l0(theta: torch.Tensor, eps: float) -> torch.Tensor:
 class GateTraining:
     """min CE(model_g) + w * sum g F / sum F over the gates alone, w such that `rate` of F goes.
 
-    F is what a unit costs, in bytes of its weights. Adam with `lr`, every theta from 1, begun anew
-    with each eps: slopes of g become steeper at 0 and vanish elsewhere, and what Adam remembers of
-    their size would hold every gate where it is. A theta beyond 1 is one that was never in doubt.
+    F is what a unit costs, in bytes of its weights. Adam, every theta from 1, begun anew with each
+    eps: slopes of g become steeper at 0 and vanish elsewhere, and what Adam remembers of their size
+    would hold every gate where it is. A theta beyond 1 is one that was never in doubt.
 
     What a unit is worth is the mean slope of the loss on its gate's way from 0 to 1, which is what
     leaving it out costs; the slope at 1 alone is next to nothing, for a unit that matters and for
-    one that does not. So at each step a random share TRIED of the gates is put anywhere on that
-    way, all others stand where training has brought them, and each keeps a running mean of its
-    slopes. w is where, by these, the rate is met: a fixed one presses all gates down, or none.
-    (Ours: how the paper trains its gates is not published.)
+    one that does not. It begins as the loss without the unit alone. Then, at each step, a random
+    share TRIED of the units in doubt is put anywhere on that way, and at the mirrored places on the
+    same batch (slopes fall along the way: the mean of both varies half as much); all others stand
+    where training has brought them, and each keeps a running mean of its slopes. Units far from the
+    cut are not tried: without one that the model needs, slopes of all others mean nothing. w is
+    where, by these means, the rate is met: a fixed one presses all gates down, or none.
+
+    In the end each unit that goes, the worthiest first and at most `exchanges` of them, is
+    exchanged for one that stays and costs no less, if that lowers the loss on all of the data. (Of
+    this the paper has the gates, the frozen weights and the objective: how it trains them is not
+    published.)
     """
 
     rate: float
     steps: int = 200
-    lr: float = 2e-2
     seed: int = 0
+    exchanges: int = 8
 
     def run(
-        self, graph: Graph, units: Sequence[Unit], objective: Objective, progress: Progress
+        self,
+        graph: Graph,
+        units: Sequence[Unit],
+        objective: Objective,
+        progress: Progress,
+        alone: Sequence[float] | None = None,
     ) -> list[float]:
-        """The gates at the last eps; the smallest belong to what matters least."""
+        """The gates at the last eps; 0 for what goes, as many units as are nearest to `rate`.
+
+        alone: what the loss rises by without each unit, where that is known already.
+        """
+        cost = torch.tensor([float(u.bytes) for u in units])
+        share = cost / cost.sum() if cost.any() else torch.full_like(cost, 1 / len(units))
+        start = losses_alone(graph, units, objective) if alone is None else alone
+        gates, worth = self.trained(graph, units, objective, progress, share, torch.tensor(start))
+        order = sorted(range(len(units)), key=lambda i: (gates[i], worth[i]))
+        first = sorted(order[: self.count(units)], key=worth.__getitem__, reverse=True)
+        others = sorted(order[self.count(units) :], key=worth.__getitem__)[:EXCHANGED]
+        out = self.exchanged(graph, units, objective, progress, first, others)
+        for i in first:  # what came back was judged whole
+            gates[i] = 1.0
+        return [0.0 if i in out else g for i, g in enumerate(gates)]
+
+    def count(self, units: Sequence[Unit]) -> int:
+        return round(self.rate * len(units))
+
+    def in_doubt(self, units: Sequence[Unit]) -> int:
+        return min(self.count(units) + max(self.count(units), IN_DOUBT), len(units))
+
+    def trained(
+        self,
+        graph: Graph,
+        units: Sequence[Unit],
+        objective: Objective,
+        progress: Progress,
+        share: torch.Tensor,
+        alone: torch.Tensor,
+    ) -> tuple[list[float], list[float]]:
+        """The gates, and what each unit is worth."""
         inputs = inputs_for(graph, "gate", [Tensor((), f32)] * len(units))
         gated = substituted(graph, with_gates(units, inputs), inputs)
         random = torch.Generator().manual_seed(self.seed)
+        doubtful = self.in_doubt(units)
         with learning():
-            cost = torch.tensor([float(u.bytes) for u in units])
-            share = cost / cost.sum() if cost.any() else torch.full_like(cost, 1 / len(units))
             theta = torch.ones(len(units), requires_grad=True)
             eps, adam = 0.0, torch.optim.Adam([theta])
-            worth, weights = torch.zeros(2, len(units))
+            weights = torch.full((len(units),), ALONE)
+            worth = weights * alone.float().clamp(max=1e6)  # finite, for Adam
             for step in progress(range(self.steps), f"training {len(units)} gates"):
                 if eps != EPS[len(EPS) * step // self.steps]:
                     eps = EPS[len(EPS) * step // self.steps]
-                    adam = torch.optim.Adam([theta], lr=self.lr)
+                    adam = torch.optim.Adam([theta], lr=WAY / self.steps)
                 place, drawn = torch.rand(2, len(units), generator=random)
-                tried = drawn <= drawn.sort().values[int(TRIED * len(units))]
-                g = smooth_l0(theta, eps)
-                values = torch.where(tried, place, g.detach()).requires_grad_()
+                drawn[(worth / weights).argsort()[doubtful:]] = 2
+                tried = drawn <= drawn.sort().values[int(TRIED * doubtful)]
+                g, slopes = smooth_l0(theta, eps), []
                 k = step % len(objective.batches)
-                outputs = interpret(gated, [*objective.batches[k], *values.unbind()])
-                (slope,) = torch.autograd.grad(objective.loss(k, outputs), values)
-                worth = torch.where(tried, KEEP * worth - slope, worth)
+                for at in (place, 1 - place):
+                    values = torch.where(tried, at, g.detach()).requires_grad_()
+                    outputs = interpret(gated, [*objective.batches[k], *values.unbind()])
+                    slopes += torch.autograd.grad(objective.loss(k, outputs), values)
+                worth = torch.where(tried, KEEP * worth - sum(slopes) / 2, worth)
                 weights = torch.where(tried, KEEP * weights + 1, weights)
-                mean = worth / weights.clamp_min(1)
-                pull = self.multiplier(mean, share) * share - mean
+                mean = worth / weights
                 adam.zero_grad()
-                g.backward(torch.where(weights > 0, pull, 0))
+                g.backward(self.multiplier(mean, share) * share - mean)
                 adam.step()
-                theta.data.clamp_(0)
-        return smooth_l0(theta.detach().double(), EPS[-1]).tolist()
+                theta.data.clamp_((LEAST * eps) ** 0.5)
+        gates = smooth_l0(theta.detach().double(), EPS[-1])
+        return gates.tolist(), (worth / weights).tolist()
+
+    def exchanged(
+        self,
+        graph: Graph,
+        units: Sequence[Unit],
+        objective: Objective,
+        progress: Progress,
+        out: Sequence[int],
+        others: Sequence[int],
+    ) -> list[int]:
+        """`out` after each of it, in this order, was tried against `others`."""
+        pool, turns = [*out, *others], list(out)[: self.exchanges]
+        out = list(out)
+        best = objective.mean(graph.substitute(without(units[i] for i in out)))
+        for i in progress(turns, f"exchanging {len(turns)} units"):
+            rest = [j for j in out if j != i]
+            there = [j for j in pool if j not in out and units[j].bytes >= units[i].bytes]
+            losses = losses_without(graph, units, objective, rest, there)
+            j = min(losses, key=losses.__getitem__, default=i)
+            if losses.get(j, best) < best:
+                out, best = [*rest, j], losses[j]
+        return out
 
     def multiplier(self, worth: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
         """w between what the last unit to go and the first to stay are worth, by their cost."""

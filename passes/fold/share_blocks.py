@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from .units import renamed
 
 RULE = "ShareLayer"
 TITLE = "linear(x, w, b) => c * linear(x, parent's w) + linear(linear(x, A), B, b)"
+FITS = ("weights", "outputs")
+UNSEEN = 1e-3
+"""Of the mean square of what a layer reads: what it may read where calibration data showed none."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +35,42 @@ class ShareBlocks(Pass):
     In runs of equal blocks, `group` neighbours at a time. Norms and biases stay each block's own.
     A [rank, k] and B [n, rank] start as what is nearest to all that is missing: the truncated SVD
     of w - c * parent_w; scale adds c [n], the factor of each output that leaves least missing.
-    rank=0: no A and B. Full rank gives the model's own values, to rounding.
+    fit: nearest in the weights, or in the outputs of the layer on calibration data (the SVD of
+    (w - c * parent_w) L, with L L^T the second moments of x), which low ranks need: what layers
+    read lies in few directions. rank=0: no A and B. Full rank gives the model's own values, to
+    rounding.
+
+    Matrices of blocks that were trained apart have nothing in common (in SmolLM2 the cosine of
+    neighbours' is 0.00): without a scale the parent's are noise to the child. With it they are
+    left out where they do not help, and repair decides what to make of them.
     """
 
     name, numerics = "share-blocks", lossy("relative_l2")
     group: int = 2
     rank: int = 16
     scale: bool = False
+    fit: str = "weights"
+
+    @property
+    def calibrated(self) -> bool:
+        return self.fit == "outputs"
 
     def run(self, g: Graph, ctx: Context) -> Graph:
         if self.group < 1 or self.rank < 0:
             raise PassError(
                 f"group={self.group}, rank={self.rank}", fix="group is at least 1, rank 0"
             )
+        if self.fit not in FITS:
+            raise PassError(f"fit={self.fit}", fix=f"use {' or '.join(FITS)}")
         new: dict[Op, Op] = {}
         made: dict[tuple[Op, Op], tuple[Op, ...]] = {}
+        seen = self.moments(g, ctx)
         for child, parent in self.pairs(g):
             for own, theirs in zip(child.nodes, parent.nodes, strict=True):
                 if own.name == "linear":
                     answer = legal(g, own, theirs)
                     if answer:
-                        new[own] = self.shared(own, theirs.w, made)
+                        new[own] = self.shared(own, theirs.w, made, seen.get(own.w))
                         ctx.counted(RULE, TITLE)
                     else:
                         missed(ctx, RULE, TITLE, g, own, answer)
@@ -67,10 +85,23 @@ class ShareBlocks(Pass):
                 parent, *children = run.blocks[start : start + self.group]
                 yield from ((child, parent) for child in children)
 
-    def shared(self, layer: Any, w: Op, made: dict[tuple[Op, Op], tuple[Op, ...]]) -> Op:
+    def moments(self, g: Graph, ctx: Context) -> dict[Op, torch.Tensor]:
+        """Of what children's matrices read: sums of x x^T [k, k], in float64."""
+        layers = [n for child, _ in self.pairs(g) for n in child.nodes if n.name == "linear"]
+        if not self.calibrated or not layers:
+            return {}
+        return second_moments(g, layers, ctx.data(self))
+
+    def shared(
+        self,
+        layer: Any,
+        w: Op,
+        made: dict[tuple[Op, Op], tuple[Op, ...]],
+        moments: torch.Tensor | None,
+    ) -> Op:
         """What stands for a layer once its weights are those of another."""
         if (layer.w, w) not in made:
-            made[layer.w, w] = self.extras(layer.w, w)
+            made[layer.w, w] = self.extras(layer.w, w, moments)
         c, *factors = made[layer.w, w]
         if c is None and not factors:
             return layer.replace(w=w)
@@ -81,10 +112,13 @@ class ShareBlocks(Pass):
             rest = op.linear(op.linear(layer.x, factors[0]), factors[1], layer.bias)
         return y if rest is None else op.add(y, rest)
 
-    def extras(self, own: Op, theirs: Op) -> tuple[Any, ...]:
+    def extras(self, own: Op, theirs: Op, moments: torch.Tensor | None) -> tuple[Any, ...]:
         """(c or None, A, B), or (c or None,) where nothing is added."""
         key = weights_below([own])[0].key
         wanted, base = value_of(own), value_of(theirs)
+        root = torch.eye(0) if moments is None else root_of(moments)
+        if moments is not None:
+            wanted, base = wanted @ root, base @ root
         missing, c = wanted - base, None
         if self.scale:
             power = base.square().sum(1)
@@ -96,6 +130,8 @@ class ShareBlocks(Pass):
         if not rank:
             return (c,)
         a, b = low_rank(missing, rank)
+        if moments is not None:
+            a = torch.linalg.solve_triangular(root, a, upper=False, left=False)
         return (
             c,
             Weight.holding(renamed("share", f"{key}.a"), a.to(own.dtype.torch)),
@@ -113,6 +149,36 @@ def legal(g: Graph, own: Any, theirs: Any) -> Answer:
         if w.data is None:
             return no("weight {!r} has no values", w.key, at=w)
     return yes if own.w.dtype.is_float else no("its weights are {}", own.w.dtype, at=own)
+
+
+def second_moments(
+    g: Graph, layers: Sequence[Any], batches: Sequence[Sequence[Any]]
+) -> dict[Op, torch.Tensor]:
+    """For the matrix of each layer: the sum of x x^T [k, k] over all that it reads, float64."""
+    readers: dict[Op, set[Op]] = {}
+    for layer in layers:
+        readers.setdefault(layer.x, set()).add(layer.w)
+    sums: dict[Op, Any] = dict.fromkeys((layer.w for layer in layers), 0)
+
+    def observe(node: Op, value: Any) -> None:
+        if node in readers:
+            x = value.reshape(-1, value.shape[-1]).double()
+            for w in readers[node]:
+                sums[w] = sums[w] + x.T @ x
+
+    with torch.no_grad():
+        for batch in batches:
+            for node, value in zip(g.inputs, batch):
+                observe(node, value)
+            interpret(g, batch, observe=observe)
+    return sums
+
+
+def root_of(moments: torch.Tensor) -> torch.Tensor:
+    """L, lower triangular with L L^T = moments [k, k]; a direction that was never seen counts a
+    little, so that L has an inverse."""
+    mean = moments.diagonal().mean().clamp_min(1e-30)
+    return torch.linalg.cholesky(moments + UNSEEN * mean * torch.eye(len(moments)).double())
 
 
 def low_rank(m: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

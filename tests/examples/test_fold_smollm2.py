@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from effc.passes.base import Pipeline
-from examples.fold_smollm2 import Point, draw, recipe, ways
+from examples.fold_smollm2 import Point, draw, points, recipe
 
 
 def test_recipes_are_pipelines():
@@ -17,11 +17,18 @@ def test_recipes_are_pipelines():
     assert "distil" not in recipe(2, "random", False, 8, 0)
 
 
-def test_a_rate_of_the_ways_is_the_number_of_blocks_asked_for():
-    for _, passes in ways((2, 4, 8), (4, 16)):
-        for p in Pipeline.parse(passes):
-            if p.name == "drop-blocks":
-                assert round(p.rate * 30) in (2, 4, 8)
+def test_the_rate_is_the_number_of_blocks_asked_for():
+    for count in (2, 4, 8):
+        (drop,) = (
+            p for p in Pipeline.parse(recipe(count, "gates", False, 8, 0)) if "drop" in p.name
+        )
+        assert round(drop.rate * 30) == count
+
+
+def test_what_the_benchmark_measured_becomes_points():
+    folded = {"way": "drop", "stored": 4e8, "perplexity": 30.0, "repaired": True}
+    entries = [{"name": "drop 3", "perplexity": 40.0}, {"name": "2 by gates", **folded}]
+    assert points({"entries": entries}) == [Point("drop", 4e8, 30.0, True)]
 
 
 def test_the_picture_is_drawn(tmp_path):

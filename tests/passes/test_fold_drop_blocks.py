@@ -6,7 +6,12 @@ import torch
 import effc
 from effc.ir import PassError, PipelineError, Weight, parse, verify
 from effc.passes.base import Context, Pipeline
-from effc.passes.fold.baselines import block_influence, greedy_loss, losses_without
+from effc.passes.fold.baselines import (
+    block_influence,
+    greedy_loss,
+    losses_alone,
+    losses_without,
+)
 from effc.passes.fold.gates import EPS, GateTraining, absorbed, smooth_l0
 from effc.passes.fold.objective import NextToken, Objective, next_token
 from effc.passes.fold.units import find_units, with_gates, without
@@ -164,6 +169,50 @@ def test_gates_see_what_the_model_makes_of_a_block_and_influence_does_not():
         (picked[by],) = effc.explain(compiled).records[0].stages[-1].notes
     assert picked["gates"] == "dropped 2 of 6, by gates: 2, 3"
     assert not {"2", "3"} & set(picked["influence"].rpartition(": ")[2].split(", "))
+
+
+def stand_ins():
+    """Blocks 2 and 3 say the same to a head that hears it once; the others each say little."""
+    torch.manual_seed(0)
+    blocks = [Add(torch.randn(8, 8) * 0.03) for _ in range(6)]
+    for i, block in enumerate(blocks):
+        block.layer.bias = torch.nn.Parameter(torch.zeros(8))
+        block.layer.weight.data[0] = 0
+        block.layer.weight.data[:, 0] = 0
+        if i in (2, 3):
+            block.layer.weight.data[:] = 0
+            block.layer.bias.data[0] = 10.0
+    first, head = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8, bias=False)
+    first.bias.data[0] = 0
+    first.weight.data[0] = 0
+    head.weight.data[:] = torch.eye(8)
+    net = torch.nn.Sequential(first, *blocks, head, torch.nn.Tanh()).requires_grad_(False)
+    compiled = effc.compile(
+        net, recipe="raised", target="reference", example_inputs=(torch.randn(64, 8),)
+    )
+    graph = effc.explain(compiled).records[0].stages[-1].graph
+    return graph, find_units(graph, "block"), Objective(graph, [[torch.randn(64, 8)]])
+
+
+@pytest.mark.parametrize(("steps", "exchanges"), [(60, 0), (0, 4)])
+def test_of_two_blocks_that_stand_in_for_each_other_gates_keep_one(steps, exchanges):
+    """Training alone sees it, and so do exchanges alone."""
+    graph, units, objective = stand_ins()
+    alone = losses_alone(graph, units, objective)
+    assert sorted(range(6), key=alone.__getitem__)[:2] == [2, 3]
+    gates = GateTraining(2 / 6, steps, exchanges=exchanges).run(graph, units, objective, SILENT)
+    out = [i for i, g in enumerate(gates) if g == 0]
+    assert len(out) == 2 and len({2, 3} & set(out)) == 1
+    kept = objective.mean(graph.substitute(without(units[i] for i in out)))
+    assert kept < 0.2 * objective.mean(graph.substitute(without(units[i] for i in (2, 3))))
+
+
+def test_exchanges_give_no_unit_for_a_cheaper_one(graph, batches):
+    """Attention saves fewer bytes than an MLP: what was to be saved stays saved."""
+    units, objective = find_units(graph, "update"), Objective(graph, batches[:1])
+    gates = GateTraining(0.25, 0).run(graph, units, objective, SILENT, [-u.bytes for u in units])
+    out = [i for i, g in enumerate(gates) if g == 0]
+    assert len(out) == 3 and {units[i].bytes for i in out} == {max(u.bytes for u in units)}
 
 
 def test_random_needs_no_data_and_follows_its_seed(graph):

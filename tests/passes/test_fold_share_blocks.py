@@ -116,6 +116,45 @@ def test_a_higher_rank_is_nearer_and_scales_bring_it_nearer_still(graph):
     assert all(missing[True, r] < missing[False, r] for r in (0, 2, 8))
 
 
+def test_fitted_to_outputs_a_layer_is_nearest_in_what_it_gives(graph):
+    """No factors of the rank leave less of the first child's outputs; those of weights leave more."""
+    data = [[ids(seed=s)] for s in range(3)]
+    (run,) = find_runs(graph)
+    layer = next(n for n in run.blocks[1].nodes if n.name == "linear" and ".q." in n.w.key)
+    x = torch.cat([logits(graph.with_outputs([layer.x]), b[0]).reshape(-1, WIDTH) for b in data])
+    base = next(w for w in run.blocks[0].weights if ".q." in w.key).data
+    missing = x.double() @ (layer.w.data - base).double().T
+    left = {}
+    for fit in ("weights", "outputs"):
+        after, _ = ran(graph, f"share-blocks{{rank=3,fit={fit}}}", data)
+        made = {w.key: w.data.double() for w in after.weights}
+        a, b = (made[f"share.{layer.w.key}.{k}"] for k in "ab")
+        left[fit] = float((missing - x.double() @ a.T @ b.T).norm())
+    best = float(torch.linalg.svdvals(missing)[3:].norm())
+    assert left["outputs"] == pytest.approx(best, rel=0.01) and left["weights"] > 1.05 * best
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_fitted_to_outputs_at_full_rank_it_is_the_model(graph, scale):
+    options = f"rank=64,fit=outputs,scale={scale}"
+    after, _ = ran(graph, f"share-blocks{{{options}}}", [[ids()]])
+    assert relative(logits(after, ids()), logits(graph, ids())) < 1e-4
+    with pytest.raises(PassError, match="needs calibration data"):
+        ran(graph, "share-blocks{fit=outputs}")
+    with pytest.raises(PassError, match="fit=guess"):
+        ran(graph, "share-blocks{fit=guess}")
+
+
+def test_of_weights_with_nothing_in_common_a_scale_leaves_the_parents_out(graph):
+    """The child is then its own matrix at low rank, and not that of a stranger beside it."""
+    gaps = {}
+    for scale in (False, True):
+        after, _ = ran(graph, f"share-blocks{{rank=8,scale={scale}}}")
+        gaps[scale] = relative(logits(after, ids()), logits(graph, ids()))
+    scales = torch.cat([w.data for w in after.weights if w.key.endswith(".scale")])
+    assert scales.abs().mean() < 0.3 and gaps[True] < gaps[False]
+
+
 def test_biases_stay_each_blocks_own():
     lines = PLAIN
     for i in range(3):
