@@ -78,7 +78,8 @@ def _setting(peer: Peer) -> Callable[[], None]:
 
     def set_up() -> None:
         torch.set_float32_matmul_precision(peer.matmul)
-        torch.backends.cudnn.allow_tf32 = peer.matmul != "highest"  # of convolutions
+        if torch.cuda.is_available():  # of its convolutions
+            torch.backends.cudnn.allow_tf32 = peer.matmul != "highest"
 
     return set_up
 

@@ -53,7 +53,7 @@ def excess(graph, float_loss, way, data) -> float:
 # ------------------------------------------------------------------ what it buys
 
 
-@pytest.mark.parametrize("bits", ["3", "2", "2b"])
+@pytest.mark.parametrize("bits", ["3", "2", pytest.param("2b", marks=pytest.mark.slow)])
 def test_learnt_ranges_beat_the_nearest_codes(graph, data, float_loss, bits) -> None:
     """Clipping by itself: no factors, nothing added."""
     only = "balance=False,compensation=none,acts=16"
@@ -62,6 +62,7 @@ def test_learnt_ranges_beat_the_nearest_codes(graph, data, float_loss, bits) -> 
     assert learnt < 0.9 * nearest
 
 
+@pytest.mark.slow
 def test_five_levels_beat_four(graph, data, float_loss) -> None:
     for options in ("steps=0", FAST.replace("40", "15")):
         four, five = (
@@ -169,6 +170,7 @@ def test_layers_that_are_left_out_stay_as_they_are(graph, data) -> None:
     assert relative(logits(after, text(2, 16, 5)), logits(graph, text(2, 16, 5))) < 0.3
 
 
+@pytest.mark.slow
 def test_passes_behind_it_take_what_it_made(graph, data, float_loss) -> None:
     way = "calibrate-blocks{bits=2,steps=4}"
     scales = f"{way},tune-scales{{steps=8,lr=0.01}}"
