@@ -179,16 +179,23 @@ def _in_pages(b: Builder, user: Any, value: Op) -> bool:
             and all(_in_pages(b, u, d) for u in b.graph.users[d])
             for d in decoded
         )  # fmt: skip
-    outer: dict[Op, Op] = {o: o for o in user.operands}
-    nodes, outputs = (user,), ()
-    if user.name == "fused":
-        outer = dict(zip(user.body.inputs, user.xs, strict=True))
-        nodes, outputs = user.body.nodes, user.body.outputs
-    readers = [n for n in nodes if any(outer.get(o) is value for o in n.operands)]
-    shown = any(outer.get(o) is value for o in outputs)
-    return not shown and all(
-        n.name == "attention" and reads_cache(b, n, value, outer) for n in readers
+    found = readers(user, value)
+    return found is not None and all(
+        n.name == "attention" and reads_cache(b, n, value, found[1]) for n in found[0]
     )
 
 
-__all__ = ["Kept", "caches", "more_reads", "reads_cache"]
+def readers(user: Any, value: Op) -> tuple[list[Op], dict[Op, Op]] | None:
+    """Of a node, or of those of its region: who read the value, and their operands in the plan.
+    None: the region gives the value back."""
+    outer: dict[Op, Op] = {o: o for o in user.operands}
+    nodes: tuple[Op, ...] = (user,)
+    if user.name == "fused":
+        outer = dict(zip(user.body.inputs, user.xs, strict=True))
+        nodes = user.body.nodes
+        if any(outer.get(o) is value for o in user.body.outputs):
+            return None
+    return [n for n in nodes if any(outer.get(o) is value for o in n.operands)], outer
+
+
+__all__ = ["Kept", "caches", "more_reads", "readers", "reads_cache"]

@@ -24,7 +24,7 @@ from effc.ir.types import DTYPES, Dense
 
 from ..plan.builder import Builder
 from ..plan.memory import Ref
-from .caches import reads_cache
+from .caches import readers, reads_cache
 from .operands import BLOCK, Product, lined_up, tile, up
 
 UNIT = 32  # codes of a row that are packed together (effc_codes.h)
@@ -127,14 +127,8 @@ def remark(b: Builder, node: Any, operands: Mapping[Op, Op]) -> str:
 
 def reads_codes(b: Builder, user: Any, value: Op) -> bool:
     """Whether all that `user` does with a decoded value is to read its codes."""
-    outer: dict[Op, Op] = {o: o for o in user.operands}
-    nodes, outputs = (user,), ()
-    if user.name == "fused":
-        outer = dict(zip(user.body.inputs, user.xs, strict=True))
-        nodes, outputs = user.body.nodes, user.body.outputs
-    readers = [n for n in nodes if any(outer.get(o) is value for o in n.operands)]
-    shown = any(outer.get(o) is value for o in outputs)
-    return not shown and all(_reads(b, n, value, outer) for n in readers)
+    found = readers(user, value)
+    return found is not None and all(_reads(b, n, value, found[1]) for n in found[0])
 
 
 def _reads(b: Builder, node: Any, value: Op, outer: Mapping[Op, Op]) -> bool:
