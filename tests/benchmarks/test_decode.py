@@ -65,7 +65,7 @@ def reference(ids, count=NEW):
 # ------------------------------------------------------------------ ways
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_every_way_that_is_here_generates_and_is_timed(job, precision):
     quick = [p.name for p in decode.chosen(precision) if "inductor" not in (p.name, p.family)]
     entry = run(job(precision, *quick))

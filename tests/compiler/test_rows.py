@@ -161,14 +161,14 @@ def test_threads_share_a_pool() -> None:
     model = llama().eval().requires_grad_(False)
     alone = effc.decoder(model)
     shared = effc.decoder(model, RECIPE)
-    prompts = [some(3 + i).tolist() for i in range(6)]
-    want = [alone.generate(p, 100, eos=()) for p in prompts]
+    prompts = [some(3 + i).tolist() for i in range(4)]
+    want = [alone.generate(p, 40, eos=()) for p in prompts]
     held = shared.sequence(5)
     held.append(some(5, 90))  # the next generation needs more pages than there are
     got: list = [None] * len(prompts)
 
     def run(i: int) -> None:
-        got[i] = shared.generate(prompts[i], 100, eos=())
+        got[i] = shared.generate(prompts[i], 40, eos=())
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(len(prompts))]
     for t in threads:
