@@ -43,6 +43,7 @@ from effc.stage import Stage
 
 from .archive import Key, Results, file_of
 from .judging import Answering, Embeddings, Language, articles, interpreting, next_pieces
+from .perplexity import Logits
 
 CONSOLE = Console(highlight=False, soft_wrap=True)
 SUITE = "quantization"
@@ -138,17 +139,6 @@ def raised(net: nn.Module, **inputs: Tensor) -> Graph:
         program = torch.export.export(net, (), inputs, dynamic_shapes=free, strict=False)
     captured: Any = import_captured(capture_exported(program))  # type: ignore[arg-type]
     return run_pipeline(captured.graph, Pipeline.parse("raised"))[-1].graph
-
-
-class Logits(nn.Module):
-    """ids [B, T] -> logits of a causal model of transformers."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.model(input_ids=ids, use_cache=False).logits
 
 
 def _ids() -> Tensor:

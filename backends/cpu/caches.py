@@ -83,10 +83,13 @@ def _readable(x: Any) -> Answer:
 
 def caches(node: Any, operands: Mapping[Op, Op]) -> tuple[Kept, Kept] | No:
     """Keys and values of attention as the kernels read them; operands: its values in the plan."""
-    values = operands.get(node.k), operands.get(node.v)
-    k, v = (no("a value of the region itself", at=node) if o is None else kept(o) for o in values)
-    if isinstance(k, No) or isinstance(v, No):
-        return k if isinstance(k, No) else v  # type: ignore[return-value]
+    if node.k not in operands or node.v not in operands:
+        return no("a value of the region itself", at=node)
+    k, v = kept(operands[node.k]), kept(operands[node.v])
+    if isinstance(k, No):
+        return k
+    if isinstance(v, No):
+        return v
     if k.coded != v.coded or k.table is not v.table:
         return no("keys and values do not lie in the same way", at=node)
     if k.plain:

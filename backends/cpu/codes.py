@@ -8,13 +8,14 @@ bound, and multiplied as any other weight; the launch says so, and why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
+from effc.codegen.cpp.kernel import Kernel
 from effc.codegen.cpp.products import BF16, F16, F32, core
 from effc.ir import DType, Op, Tensor, no, yes
 from effc.ir.formats import Encoded, GroupQuant, code_range, decoded
@@ -25,7 +26,7 @@ from effc.ir.types import DTYPES, Dense
 from ..plan.builder import Builder
 from ..plan.memory import Ref
 from .caches import readers, reads_cache
-from .operands import BLOCK, Product, lined_up, tile, up
+from .operands import BLOCK, Product, known, lined_up, tile, up
 
 UNIT = 32  # codes of a row that are packed together (effc_codes.h)
 KINDS = {F32: 0, F16: 1, BF16: 2}  # of floats, as kernels number them
@@ -221,33 +222,40 @@ def holder(dtype: DType) -> DType:
 
 
 def product_of_groups(b: Builder, layer: Coded) -> Product:
-    bits, name = layer.of.dtype.bits, layer.of.dtype
-    weight = weight_numbers(layer.w)
+    bits, said = layer.of.dtype.bits, f"{layer.of.nbytes} bytes of {layer.of.dtype}"
     of = weight_refs(b, layer.w)
     if not layer.integer:
-        x, rows = lined_up(b, layer.x)
-        numbers = (rows.sizes[0], *weight, rows.operands[0].strides[0], KINDS[x.dtype], BLOCK,
-                   up(64, tile().panel))  # fmt: skip
-        made = core("linear_of_codes_by_floats", bits)
-        return Product(made, (x, *of), numbers, f"{layer.of.nbytes} bytes of {name}")
+        return by_floats(b, layer, core("linear_of_codes_by_floats", bits), of, said)
+    note = f"{said} by {layer.x.tensor.dtype}"
+    return by_codes(b, layer, core("linear_of_codes", bits), of, note)
+
+
+def by_floats(b: Builder, layer: Coded, made: Kernel, of: Sequence[Ref], note: str) -> Product:
+    """The call of a core that multiplies floats; of: the weight's codes, scales and zeros."""
+    x, rows = lined_up(b, layer.x)
+    numbers = (rows.sizes[0], *weight_numbers(layer.w), rows.operands[0].strides[0],
+               KINDS[x.dtype], BLOCK, up(64, tile().panel))  # fmt: skip
+    return Product(made, (x, *of), numbers, note)
+
+
+def by_codes(b: Builder, layer: Coded, made: Kernel, of: Sequence[Ref], note: str) -> Product:
+    """The call of a core that multiplies the codes of x."""
     t = layer.x.tensor
     f: Any = t.format
     parts = [b.part(layer.x, i) for i in range(2 + (f.zero is not None))]
     sums, shift = of[1], 128 if t.dtype == DTYPES["u8"] else 0
     if f.zero is not None or shift:
         wide = tile().width
-        count = up(layer.of.shape[0], wide)  # type: ignore[type-var]
+        count = up(known(layer.of.shape)[0], wide)
         sums = b.derived_ref(
             layer.w, "sums of rows", partial(row_sums, wide=wide), count, wide, F32
         )
     numbers = (
-        product(t.shape[:-1]), *weight, up(t.shape[-1], UNIT), (f.group or 0) // UNIT,  # type: ignore[type-var]
-        KINDS[f.scale], shift,
+        product(t.shape[:-1]), *weight_numbers(layer.w), up(known(t.shape[-1:])[0], UNIT),
+        (f.group or 0) // UNIT, KINDS[f.scale], shift,
         int(f.zero is not None) + int(f.zero == DTYPES["u8"]), BLOCK,
     )  # fmt: skip
-    read = (parts[0], parts[1], parts[-1], *of, sums)
-    note = f"{layer.of.nbytes} bytes of {name} by {t.dtype}"
-    return Product(core("linear_of_codes", bits), read, numbers, note)
+    return Product(made, (parts[0], parts[1], parts[-1], *of, sums), numbers, note)
 
 
 def weight_numbers(w: Op) -> tuple[Dim, ...]:
@@ -272,23 +280,27 @@ CORES["GroupQuant"] = Core(takes_groups, product_of_groups)
 
 def weight_refs(b: Builder, w: Op) -> tuple[Ref, Ref, Ref]:
     """Codes, scales and zeros of a constant as cores read them, packed when weights are bound."""
-    t, f, wide = w.tensor, _format(w), tile().width
-    rows, depth = t.shape
-    groups = f.groups(t)
-    padded = up(rows, wide)  # type: ignore[type-var]
+    t, wide = w.tensor, tile().width
+    rows, depth = known(t.shape)
+    size = up(rows, wide) * up(depth, UNIT) * t.dtype.bits // 8
     codes = b.derived_ref(
-        w, "codes in tiles", partial(packed_codes, wide=wide),
-        padded * up(depth, UNIT) * t.dtype.bits // 8, wide, DTYPES["u8"],  # type: ignore[type-var]
-    )  # fmt: skip
+        w, "codes in tiles", partial(packed_codes, wide=wide), size, wide, DTYPES["u8"]
+    )
+    return codes, *scale_refs(b, w)
+
+
+def scale_refs(b: Builder, w: Op) -> tuple[Ref, Ref]:
+    """Scales and zeros of a constant, in tiles; scales twice where there are no zeros."""
+    t, f, wide = w.tensor, _format(w), tile().width
+    count = up(known(t.shape)[0], wide) * f.groups(t)
     scale = b.derived_ref(
-        w, "scales in tiles", partial(packed_scales, wide=wide), padded * groups, wide, f.scale
+        w, "scales in tiles", partial(packed_scales, wide=wide), count, wide, f.scale
     )
     if f.zero is None:
-        return codes, scale, scale
-    zero = b.derived_ref(
-        w, "zeros in tiles", partial(packed_zeros, wide=wide), padded * groups, wide, DTYPES["u8"]
+        return scale, scale
+    return scale, b.derived_ref(
+        w, "zeros in tiles", partial(packed_zeros, wide=wide), count, wide, DTYPES["u8"]
     )
-    return codes, scale, zero
 
 
 def _format(w: Op) -> GroupQuant:

@@ -6,22 +6,18 @@ Everything but the packing of codes is that of other groups of codes (codes.py).
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 
-from effc.codegen.cpp.products import F32, core
-from effc.ir import Op
+from effc.codegen.cpp.products import core
 from effc.ir.formats import Encoded, code_range, decoded
-from effc.ir.symbols import product
 from effc.ir.types import DTYPES
 
 from ..plan.builder import Builder
-from ..plan.memory import Ref
 from . import codes
-from .codes import KINDS, UNIT, Coded, Core
-from .operands import BLOCK, Product, lined_up, tile, up
+from .codes import UNIT, Coded, Core
+from .operands import Product, known, tile, up
 
 FIVE, LEVELS, FRACTION = 5, 5, 12  # units of a bundle, values of a code, bits of five of them
 RUN = 4
@@ -30,49 +26,15 @@ U8 = DTYPES["u8"]
 
 def make(b: Builder, layer: Coded) -> Product:
     """The call of the core by codes or by floats; w's codes lie in bundles."""
-    weight, of = codes.weight_numbers(layer.w), _refs(b, layer.w)
+    wide = tile().width
+    rows, depth = known(layer.of.shape)
+    size = up(rows, wide) * up(depth, FIVE * UNIT) * FRACTION // FIVE // 8
+    held = b.derived_ref(layer.w, "bundles", partial(in_bundles, wide=wide), size, wide, U8)
+    of = held, *codes.scale_refs(b, layer.w)
     if not layer.integer:
-        x, rows = lined_up(b, layer.x)
-        numbers = (rows.sizes[0], *weight, rows.operands[0].strides[0], KINDS[x.dtype], BLOCK,
-                   up(64, tile().panel))  # fmt: skip
-        return Product(core("linear_levels_by_floats"), (x, *of), numbers, "five levels")
-    t = layer.x.tensor
-    f: Any = t.format
-    parts = [b.part(layer.x, i) for i in range(2 + (f.zero is not None))]
-    sums, shift = of[1], 128 if t.dtype == U8 else 0
-    if f.zero is not None or shift:
-        wide = tile().width
-        count = up(layer.of.shape[0], wide)  # type: ignore[type-var]
-        sums = b.derived_ref(
-            layer.w, "sums of rows", partial(codes.row_sums, wide=wide), count, wide, F32
-        )
-    numbers = (
-        product(t.shape[:-1]), *weight, up(t.shape[-1], UNIT), (f.group or 0) // UNIT,  # type: ignore[type-var]
-        KINDS[f.scale], shift, int(f.zero is not None) + int(f.zero == U8), BLOCK,
-    )  # fmt: skip
-    read = (parts[0], parts[1], parts[-1], *of, sums)
-    return Product(core("linear_levels"), read, numbers, f"five levels by {t.dtype} codes")
-
-
-def _refs(b: Builder, w: Op) -> tuple[Ref, Ref, Ref]:
-    """Bundles, scales and zeros of a constant."""
-    t, wide = w.tensor, tile().width
-    f: Any = t.format
-    rows, depth = t.shape
-    padded = up(rows, wide)  # type: ignore[type-var]
-    size = padded * up(depth, FIVE * UNIT) * FRACTION // FIVE // 8  # type: ignore[type-var]
-    held = b.derived_ref(w, "bundles", partial(in_bundles, wide=wide), size, wide, U8)
-    each = padded * f.groups(t)
-    scale = b.derived_ref(
-        w, "scales in tiles", partial(codes.packed_scales, wide=wide), each, wide, f.scale
-    )
-    if f.zero is None:
-        return held, scale, scale
-    return (
-        held,
-        scale,
-        b.derived_ref(w, "zeros in tiles", partial(codes.packed_zeros, wide=wide), each, wide, U8),
-    )
+        return codes.by_floats(b, layer, core("linear_levels_by_floats"), of, "five levels")
+    note = f"five levels by {layer.x.tensor.dtype} codes"
+    return codes.by_codes(b, layer, core("linear_levels"), of, note)
 
 
 codes.CORES["GroupQuant of int2b"] = Core(codes.takes_groups, make)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from effc.codegen.cpp.kernel import Kernel
@@ -61,8 +62,15 @@ def _packed(b: Builder, value: Op, ref: Ref) -> Ref:
     return whole(root)
 
 
+def known(sizes: Sequence[Dim]) -> tuple[int, ...]:
+    """Sizes that a check before found to be numbers."""
+    found = tuple(n for n in sizes if isinstance(n, int))
+    assert len(found) == len(sizes)
+    return found
+
+
 def unit(ref: Ref, axis: int) -> bool:
     return ref.strides[axis] == 1 or ref.shape[axis] == 1
 
 
-__all__ = ["BLOCK", "Product", "lined_up", "tile", "unit", "up"]
+__all__ = ["BLOCK", "Product", "known", "lined_up", "tile", "unit", "up"]

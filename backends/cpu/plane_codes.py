@@ -23,7 +23,7 @@ from ..plan.builder import Builder
 from . import codes
 from .codes import UNIT, Coded, Core
 from .features import CpuFeatures, detect
-from .operands import Product, up
+from .operands import Product, known, up
 
 LINE = 256  # codes of a row whose planes lie together
 U8, I32 = DTYPES["u8"], DTYPES["i32"]
@@ -77,18 +77,18 @@ def make(b: Builder, layer: Coded) -> Product:
         return codes.product_of_groups(b, layer)
     x: Any = layer.x.tensor
     f, g = x.format, layer.of
-    results, depth = g.shape
+    results, depth = known(g.shape)
     parts = [b.part(layer.x, i) for i in range(2 + (f.zero is not None))]
-    size = results * up(depth, LINE) // 8 * g.dtype.bits  # type: ignore[operator,arg-type]
+    size = results * up(depth, LINE) // 8 * g.dtype.bits
     packed = [
         b.derived_ref(layer.w, "lines of planes", in_lines, size, dtype=U8),
-        b.derived_ref(layer.w, "scales of rows", row_scales, results, dtype=F32),  # type: ignore[arg-type]
-        b.derived_ref(layer.w, "offsets of rows", row_offsets, results, dtype=I32),  # type: ignore[arg-type]
-        b.derived_ref(layer.w, "sums of codes", code_sums, results, dtype=I32),  # type: ignore[arg-type]
+        b.derived_ref(layer.w, "scales of rows", row_scales, results, dtype=F32),
+        b.derived_ref(layer.w, "offsets of rows", row_offsets, results, dtype=I32),
+        b.derived_ref(layer.w, "sums of codes", code_sums, results, dtype=I32),
     ]
     zeros = 0 if f.zero is None else 2 if f.zero == U8 else 1
     least = code_range(x.dtype)[0]
-    numbers = (product(x.shape[:-1]), results, depth, up(depth, UNIT), least, zeros)  # type: ignore[arg-type]
+    numbers = (product(x.shape[:-1]), results, depth, up(depth, UNIT), least, zeros)
     note = f"{x.dtype.bits} x {g.dtype.bits} bit planes"
     return Product(
         core(x.dtype.bits, g.dtype.bits), (parts[0], parts[1], parts[-1], *packed), numbers, note

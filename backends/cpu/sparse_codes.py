@@ -25,7 +25,7 @@ from effc.ir.types import DTYPES, Dense
 from ..plan.builder import Builder
 from . import codes
 from .codes import Coded, Core
-from .operands import Product, lined_up, up
+from .operands import Product, known, lined_up, up
 
 CHUNK, VECTOR, TOGETHER, UNIT = 256, 32, 8, 8  # as in effc_sparse.h
 PLACE = 16  # bits
@@ -135,11 +135,11 @@ def make(b: Builder, layer: Coded) -> Product:
     """The call of the core: few rows share the codes as they are unpacked, 32 at most."""
     t, packing = layer.of, chunks(layer.of)
     f: Any = t.format
-    results, depth = t.shape
+    results, depth = known(t.shape)
     kept = packing.count(f.kept) * packing.nbytes
     packed = [
         b.derived_ref(layer.w, "chunks", in_chunks, kept, dtype=U8),
-        b.derived_ref(layer.w, "rows", row_starts, results + 1, dtype=I32),  # type: ignore[operator]
+        b.derived_ref(layer.w, "rows", row_starts, results + 1, dtype=I32),
     ]
     note = f"{t.dtype} codes, groups of {f.group}"
     if not layer.integer:
@@ -147,9 +147,9 @@ def make(b: Builder, layer: Coded) -> Product:
         numbers = (rows.sizes[0], results, depth, rows.operands[0].strides[0], 0, -packing.least)
         return Product(core(packing, x.dtype), (x, *packed), numbers, note)
     x, scale = b.part(layer.x, 0), b.part(layer.x, 1)
-    less = b.derived_ref(layer.w, "sums of rows", shifted_by, results, dtype=F32)  # type: ignore[arg-type]
+    less = b.derived_ref(layer.w, "sums of rows", shifted_by, results, dtype=F32)
     count = product(layer.x.tensor.shape[:-1])
-    numbers = (count, results, depth, up(depth, codes.UNIT), 0, -packing.least)  # type: ignore[arg-type]
+    numbers = (count, results, depth, up(depth, codes.UNIT), 0, -packing.least)
     return Product(
         core(packing, I8), (x, scale, less, *packed), numbers, f"{note}, by {layer.x.dtype} codes"
     )
